@@ -1,0 +1,59 @@
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+configfile: "config/config.yaml"
+
+
+container: "docker://docker.io/library/python:3.11-slim"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/signals.smk"
+include: "workflow/rules/reward.smk"
+include: "workflow/rules/policy.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/paper.smk"
+
+
+localrules:
+    all,
+    demo,
+    mallowspo,
+    reward_distillation,
+    artifacts,
+
+
+rule all:
+    """Every item that config.yaml names, the MLflow import and the report."""
+    default_target: True
+    input:
+        items(),
+        f"{RESULTS}/published.json",
+        f"{RESULTS}/report.html",
+
+
+rule demo:
+    """Every item of the demo tier, without tracking and report."""
+    input:
+        items(scale="demo"),
+
+
+rule mallowspo:
+    """The items of MallowsPO, arXiv 2405.14953."""
+    input:
+        items(paper="mallowspo"),
+
+
+rule reward_distillation:
+    """The items of robust preference optimization through reward-model distillation, arXiv 2405.19316."""
+    input:
+        items(paper="reward_distillation"),
+
+
+rule artifacts:
+    """Everything below the items: pairs, models, scores, policies, judgements."""
+    input:
+        manifests_below_items(),

@@ -1,0 +1,329 @@
+"""Content-addressed artifacts on disk: identity, atomic appearance, manifests and their verification.
+
+An artifact is a folder ``results/<stage>/<name>-<8 hex>/``. It is built in an undeclared scratch folder and renamed
+into place when it is whole, manifest included: a folder under its final name is always complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from prefopt.errors import BadInput
+
+MANIFEST = "manifest.json"
+_RECORDED_PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "numpy", "pandas", "pyarrow", "snakemake")
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text, which is what gets hashed."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def short_digest(value: Any) -> str:
+    """First 8 hex digits of the sha256 of the canonical JSON of ``value``."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:8]
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, in hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def tree_files(folder: Path) -> list[Path]:
+    """Every regular file below ``folder`` but the manifest, in sorted order."""
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+
+
+def outputs_digest(folder: Path) -> str:
+    """sha256 over the outputs an artifact's manifest records: equal for a re-made artifact with the same bytes."""
+    return hashlib.sha256(canonical_json(read_json(folder / MANIFEST)["outputs"]).encode()).hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON atomically; NaN and infinity are refused, since they are no JSON."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; BadInput names the file where it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: not JSON ({error}); remove the file and run again") from None
+
+
+def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
+    """Write JSONL atomically."""
+    write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read the JSONL that ``write_lines`` wrote."""
+    with path.open(encoding="utf-8") as stream:
+        return [json.loads(line) for line in stream]
+
+
+def write_table(path: Path, table: Any) -> None:
+    """Write a pandas data frame as parquet, without its index."""
+    table.to_parquet(path, index=False)
+
+
+def read_table(path: Path) -> Any:
+    """Read a parquet table as a pandas data frame."""
+    import pandas as pd
+
+    return pd.read_parquet(path)
+
+
+def join_one_to_one(left: Any, right: Any, what: str) -> Any:
+    """Join two tables on ``pair_id``; every pair must be in both exactly once.
+
+    Raises BadInput naming the first missing or repeated pair: tables are never joined on row order.
+    """
+    for side in (left, right):
+        repeated = side.loc[side["pair_id"].duplicated(), "pair_id"]
+        if len(repeated):
+            raise BadInput(f"{what}: pair_id {repeated.iloc[0]} stands in more than one row")
+    missing = left.loc[~left["pair_id"].isin(right["pair_id"]), "pair_id"]
+    if len(missing):
+        raise BadInput(f"{what}: no row for pair_id {missing.iloc[0]} ({len(missing)} pairs missing)")
+    return left.merge(right, on="pair_id", how="left", validate="one_to_one")
+
+
+@dataclass(frozen=True)
+class Node:
+    """One planned artifact: a stage, its hashed spec, its parents, and settings that do not change the result."""
+
+    stage: str
+    version: int
+    name: str
+    spec: Mapping[str, Any]
+    parents: Mapping[str, str] = field(default_factory=dict)  # role -> "stage/id"
+    execution: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """``<name>-<8 hex>``; the hex covers stage, version, spec and parents, not the name."""
+        identity = {
+            "stage": self.stage,
+            "version": self.version,
+            "spec": self.spec,
+            "parents": {role: ref.rsplit("-", 1)[-1] for role, ref in self.parents.items()},
+        }
+        return f"{self.name}-{short_digest(identity)}"
+
+    @property
+    def ref(self) -> str:
+        """``stage/id``: the artifact's folder below results."""
+        return f"{self.stage}/{self.id}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The spec file's content, with the id spelled out for readers."""
+        return {
+            "stage": self.stage,
+            "id": self.id,
+            "version": self.version,
+            "name": self.name,
+            "spec": dict(self.spec),
+            "parents": dict(self.parents),
+            "execution": dict(self.execution),
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Node:
+        """Inverse of ``to_json``; BadInput where the recorded id is not the content's."""
+        keys = ("stage", "version", "name", "spec", "parents", "execution")
+        try:
+            node = cls(**{key: content[key] for key in keys})
+        except KeyError as error:
+            raise BadInput(f"spec file without the key {error}; plan again to write it anew") from None
+        if content.get("id") != node.id:
+            raise BadInput(
+                f"spec file says id '{content.get('id')}', its content has id '{node.id}': it was edited by hand"
+            )
+        return node
+
+
+@cache
+def git_state(folder: Path) -> dict[str, Any]:
+    """Commit and dirty flag of the checkout that ``folder`` is in; nulls where it is none."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "dirty": None}
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that results depend on."""
+    return {name: metadata.version(name) for name in _RECORDED_PACKAGES}
+
+
+def peak_memory_mb() -> float:
+    """Largest resident size of this process so far, in MB."""
+    scale = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e6, 1)
+
+
+@dataclass
+class Build:
+    """An artifact under construction: parents to read, a folder to write, a scratch folder that survives a kill."""
+
+    node: Node
+    results: Path
+    out: Path
+    work: Path
+    scratch: Path
+    summary: dict[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
+
+    def parent(self, role: str) -> Path:
+        """Folder of the parent artifact in that role."""
+        return self.results / self.node.parents[role]
+
+    def has_parent(self, role: str) -> bool:
+        """Whether the plan wired a parent in that role."""
+        return role in self.node.parents
+
+    def parents_like(self, prefix: str) -> dict[str, Path]:
+        """Folders of all parents whose role starts with ``prefix``, in the roles' natural order."""
+        roles = [r for r in self.node.parents if r.startswith(prefix)]
+        return {r: self.results / self.node.parents[r] for r in sorted(roles, key=lambda r: (len(r), r))}
+
+
+def results_of(spec_file: Path) -> Path:
+    """``results`` of a spec file ``results/specs/<stage>/<id>.json``; BadInput where it lies elsewhere."""
+    for folder in spec_file.resolve().parents:
+        if folder.name == "specs":
+            return folder.parent
+    raise BadInput(f"{spec_file}: spec files lie in <results>/specs/<stage>/, so that parents can be found beside them")
+
+
+def _manifest(build: Build, started: float, cpu_started: float) -> dict[str, Any]:
+    node = build.node
+    inputs = {ref: outputs_digest(build.results / ref) for ref in sorted(set(node.parents.values()))}
+    outputs = {
+        str(p.relative_to(build.work)): {"sha256": file_sha256(p), "bytes": p.stat().st_size}
+        for p in tree_files(build.work)
+    }
+    return {
+        **node.to_json(),
+        "summary": build.summary,
+        "inputs": inputs,
+        "outputs": outputs,
+        "git": git_state(Path(__file__).resolve().parent),
+        "packages": package_versions(),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "device": build.device,
+        "wall_seconds": round(time.monotonic() - started, 3),
+        "cpu_seconds": round(time.process_time() - cpu_started, 3),
+        "peak_memory_mb": peak_memory_mb(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+@contextmanager
+def building(node: Node, results: Path, out: Path | None = None) -> Iterator[Build]:
+    """Build one artifact: write into ``build.work``; on success it becomes ``results/<stage>/<id>`` in one rename.
+
+    On any failure nothing stands under the final name; ``build.scratch`` (checkpoints) stays for the next attempt and
+    is removed after success. Raises BadInput where a parent has no manifest.
+    """
+    out = (out or results / node.ref).resolve()
+    for ref in node.parents.values():
+        if not (results / ref / MANIFEST).is_file():
+            target = results / ref / MANIFEST
+            raise BadInput(f"{target}: not there, and {node.ref} is made from it; make it first: snakemake {target}")
+    scratch = results / ".scratch" / node.ref
+    work = scratch / "out"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    started, cpu_started = time.monotonic(), time.process_time()
+    build = Build(node=node, results=results, out=out, work=work, scratch=scratch)
+    try:
+        yield build
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        _remove_if_empty(scratch)
+        raise
+    write_json(work / MANIFEST, _manifest(build, started, cpu_started))
+    if out.exists():
+        shutil.rmtree(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    os.rename(work, out)
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def verify_artifact(results: Path, node: Node) -> list[str]:
+    """What is wrong with a finished artifact: one line per finding, none where it is sound.
+
+    Re-hashes every output and the manifests of the parents it was made from, and looks for files that the manifest
+    does not know.
+    """
+    folder = results / node.ref
+    if not (folder / MANIFEST).is_file():
+        return [f"{folder}: not made yet (no {MANIFEST})"]
+    manifest = read_json(folder / MANIFEST)
+    found = []
+    try:
+        Node.from_json(manifest)
+    except BadInput as error:
+        found.append(f"{folder / MANIFEST}: {error}")
+    for name, recorded in manifest["outputs"].items():
+        path = folder / name
+        if not path.is_file():
+            found.append(f"{path}: missing, though the manifest lists it")
+        elif file_sha256(path) != recorded["sha256"]:
+            found.append(f"{path}: content is not what the manifest recorded")
+    known = set(manifest["outputs"])
+    found += [f"{p}: not in the manifest" for p in tree_files(folder) if str(p.relative_to(folder)) not in known]
+    for ref, digest in manifest["inputs"].items():
+        path = results / ref / MANIFEST
+        if not path.is_file():
+            found.append(f"{path}: missing, though {node.ref} was made from it")
+        elif outputs_digest(path.parent) != digest:
+            found.append(f"{path.parent}: was made again, with another result, after {node.ref} had read it")
+    return found

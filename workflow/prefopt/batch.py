@@ -1,0 +1,84 @@
+"""The one container that every pair loss reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_PER_PAIR = frozenset(
+    {
+        "pair_id",
+        "chosen_logp",
+        "rejected_logp",
+        "chosen_tokens",
+        "rejected_tokens",
+        "ref_chosen_logp",
+        "ref_rejected_logp",
+        "dispersion_weight",
+        "neg_log_dispersion",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairBatch:
+    """B preference pairs as a loss sees them; optional fields are there when the loss declares the need.
+
+    Shapes: [B] pairs, [K] reward models, [T] response tokens. Log-probabilities in nats, summed over response
+    tokens unless the name says ``token``. Only policy log-probabilities carry gradient.
+
+    Raises ValueError where a field's shape does not fit ``pair_id``.
+    """
+
+    pair_id: Tensor  # [B] integer key into every table
+    chosen_logp: Tensor  # [B] policy
+    rejected_logp: Tensor  # [B]
+    chosen_tokens: Tensor  # [B] response lengths
+    rejected_tokens: Tensor  # [B]
+    ref_chosen_logp: Tensor | None = None  # [B] need "reference"
+    ref_rejected_logp: Tensor | None = None
+    dispersion_weight: Tensor | None = None  # [B] c(x) of MallowsPO, mean 1 on train; need "dispersion"
+    neg_log_dispersion: Tensor | None = None  # [B] lambda(x) = -log phi(x); need "dispersion"
+    chosen_reward: Tensor | None = None  # [B, K] need "rewards"
+    rejected_reward: Tensor | None = None
+    chosen_token_logp: Tensor | None = None  # [B, T] need "tokens"
+    rejected_token_logp: Tensor | None = None
+    chosen_mask: Tensor | None = None  # [B, T] 1 on response tokens
+    rejected_mask: Tensor | None = None
+    ref_chosen_token_logp: Tensor | None = None
+    ref_rejected_token_logp: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        size = self.pair_id.shape[0]
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is None:
+                continue
+            rank = 1 if field.name in _PER_PAIR else 2
+            if value.ndim != rank or value.shape[0] != size:
+                raise ValueError(
+                    f"{field.name}: shape {tuple(value.shape)}, expected {rank} axes with {size} pairs first"
+                )
+
+    @property
+    def policy_margin(self) -> Tensor:
+        """log pi(chosen) - log pi(rejected) [B], nats."""
+        return self.chosen_logp - self.rejected_logp
+
+    @property
+    def ref_margin(self) -> Tensor:
+        """log ref(chosen) - log ref(rejected) [B], nats."""
+        return self.ref_chosen_logp - self.ref_rejected_logp
+
+    @property
+    def margin(self) -> Tensor:
+        """policy_margin - ref_margin [B]: the implicit reward difference over beta (not scaled by beta)."""
+        return self.policy_margin - self.ref_margin
+
+    @property
+    def reward_margin(self) -> Tensor:
+        """Explicit reward of chosen - rejected, one column per reward model [B, K]."""
+        return self.chosen_reward - self.rejected_reward

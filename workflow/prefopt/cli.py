@@ -1,0 +1,195 @@
+"""The command line: one verb per stage, and verbs to plan, verify and look things up.
+
+Exit codes: 0 done, 2 bad input, 3 a check failed, 75 try again (a checkpoint is there).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prefopt import __version__
+from prefopt.errors import EXIT_DONE, EXIT_TRY_AGAIN, BadInput, FailedCheck, PrefoptError
+from prefopt.stages import STAGES, RunOptions, Stage
+
+if TYPE_CHECKING:
+    from prefopt.plan import Plan
+
+log = logging.getLogger("prefopt")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; failures a user can act on end as one line on stderr and an exit code."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        arguments.run(arguments)
+    except PrefoptError as error:
+        if arguments.debug:
+            raise
+        print(f"prefopt {arguments.verb}: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except MemoryError:
+        print(f"prefopt {arguments.verb}: out of memory; run again with a smaller --micro-batch", file=sys.stderr)
+        return EXIT_TRY_AGAIN
+    return EXIT_DONE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="prefopt", description="Reproducible study of preference optimization.")
+    parser.add_argument("--version", action="version", version=__version__)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+    for stage in STAGES.values():
+        _add_stage(verbs, common, stage)
+    _add_configured(verbs, common, "plan", "list what the configuration asks for, and what is there already", _plan)
+    _add_configured(verbs, common, "verify", "re-check every artifact against its manifest and its parents", _verify)
+    _add_over_items(verbs, common, "report", "write one self-contained HTML page about finished items", _report)
+    _add_over_items(verbs, common, "publish", "import finished runs into MLflow; twice changes nothing", _publish)
+    losses = verbs.add_parser("losses", parents=[common], help="list the losses, their parameters and needs")
+    losses.set_defaults(run=_losses)
+    schema = verbs.add_parser("schema", parents=[common], help="write the JSON schemas that editors complete from")
+    schema.add_argument("--out", type=Path, default=Path("workflow/schemas"), help="folder (default: %(default)s)")
+    schema.set_defaults(run=_schema)
+    return parser
+
+
+def _add_stage(verbs: argparse._SubParsersAction, common: argparse.ArgumentParser, stage: Stage) -> None:
+    options = RunOptions()
+    verb = verbs.add_parser(stage.verb, parents=[common], help=stage.help, description=stage.help)
+    verb.add_argument("--spec", type=Path, required=True, help=f"results/specs/{stage.folder}/<id>.json")
+    verb.add_argument("--micro-batch", type=int, default=options.micro_batch, help="rows in memory at a time")
+    verb.add_argument(
+        "--checkpoint-steps", type=int, default=options.checkpoint_steps, help="steps between checkpoints"
+    )
+    verb.add_argument("--device", choices=("auto", "cpu", "cuda"), default=options.device)
+    verb.set_defaults(run=_run_stage)
+
+
+def _add_configured(
+    verbs: argparse._SubParsersAction, common: argparse.ArgumentParser, name: str, text: str, run: object
+) -> None:
+    verb = verbs.add_parser(name, parents=[common], help=text, description=text)
+    verb.add_argument("--config", type=Path, default=Path("config/config.yaml"), help="default: %(default)s")
+    verb.add_argument("--items", help="comma-separated paper/item names or patterns, instead of the config file's")
+    verb.add_argument("--data-root", help="folder that data paths are relative to, instead of the config file's")
+    verb.add_argument("--results", help="results folder, instead of the config file's")
+    verb.set_defaults(run=run)
+
+
+def _add_over_items(
+    verbs: argparse._SubParsersAction, common: argparse.ArgumentParser, name: str, text: str, run: object
+) -> None:
+    verb = verbs.add_parser(name, parents=[common], help=text, description=text)
+    verb.add_argument("manifests", type=Path, nargs="+", help="results/papers/<paper>/<id>/manifest.json of the items")
+    verb.add_argument("--out", type=Path, required=True, help="the file to write, in the results folder")
+    verb.set_defaults(run=run)
+
+
+def _run_stage(arguments: argparse.Namespace) -> None:
+    from prefopt.artifacts import Node, building, read_json, results_of
+
+    stage = STAGES[arguments.verb]
+    node = Node.from_json(read_json(arguments.spec))
+    if node.stage.split("/", maxsplit=1)[0] != stage.folder:
+        raise FailedCheck(f"{arguments.spec}: a spec of '{node.stage}', which '{stage.verb}' does not make")
+    options = RunOptions(arguments.micro_batch, arguments.checkpoint_steps, arguments.device)
+    results = results_of(arguments.spec)
+    with building(node, results) as build:
+        build.device = options.device
+        stage.load()(build, options)
+    log.info("%s: done, see %s", stage.verb, results / node.ref)
+
+
+def _loaded_plan(arguments: argparse.Namespace) -> Plan:
+    from prefopt.plan import load_plan
+
+    given = {"items": arguments.items, "data_root": arguments.data_root, "results": arguments.results}
+    return load_plan(arguments.config, {key: value for key, value in given.items() if value is not None})
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    from prefopt.artifacts import MANIFEST
+
+    plan = _loaded_plan(arguments)
+    results = Path(plan.config.results)
+    missing = 0
+    for node in plan.reachable(plan.items.values()):
+        there = (results / node.ref / MANIFEST).is_file()
+        missing += not there
+        print(f"{'have' if there else 'make'}  {node.ref}")
+    for name, node in plan.items.items():
+        print(f"item  {name}: {results / node.ref}")
+    print(f"{len(plan.items)} items, {len(plan.nodes)} artifacts, {missing} to make")
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    from prefopt.artifacts import verify_artifact
+
+    plan = _loaded_plan(arguments)
+    results = Path(plan.config.results)
+    nodes = plan.reachable(plan.items.values())
+    found = [line for node in nodes for line in verify_artifact(results, node)]
+    print("\n".join(found) if found else f"{len(nodes)} artifacts are what their manifests say")
+    if found:
+        raise FailedCheck(f"{len(found)} findings in {len(nodes)} artifacts; remove the named folders and run again")
+
+
+def _finished_items(arguments: argparse.Namespace) -> tuple[Path, list[str]]:
+    """The results folder and the ``stage/id`` of the items whose manifests were named."""
+    from prefopt.artifacts import Node, read_json
+
+    nodes = {path: Node.from_json(read_json(path)) for path in arguments.manifests}
+    roots = {path.resolve().parents[node.ref.count("/") + 1] for path, node in nodes.items()}
+    if len(roots) != 1:
+        raise BadInput(f"the manifests lie in several results folders: {', '.join(sorted(map(str, roots)))}")
+    return roots.pop(), [node.ref for node in nodes.values()]
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from prefopt.artifacts import write_text
+    from prefopt.report import collect_report, render_report
+
+    results, refs = _finished_items(arguments)
+    html = render_report(collect_report(results, refs))
+    write_text(arguments.out, html)
+    print(f"report: {arguments.out} ({len(html) / 1e6:.1f} MB)")
+
+
+def _publish(arguments: argparse.Namespace) -> None:
+    from prefopt.artifacts import write_json
+    from prefopt.tracking import publish
+
+    results, refs = _finished_items(arguments)
+    outcome = publish(results, refs)
+    write_json(arguments.out, outcome)
+    for warning in outcome.get("warnings", []):
+        print(f"prefopt publish: {warning}", file=sys.stderr)
+    print(f"MLflow: {len(outcome['imported'])} runs imported, {len(outcome['unchanged'])} unchanged")
+
+
+def _losses(arguments: argparse.Namespace) -> None:
+    from prefopt.losses import COMPOSITIONS, LOSSES
+
+    for name, loss in LOSSES.items():
+        needs = ", ".join(sorted(loss.needs)) or "nothing"
+        print(
+            f"{name:22} {', '.join(loss.parameters()):44} needs {needs:24} {loss.paper} {loss.equation or ''}".rstrip()
+        )
+    for name, (base, regulariser) in COMPOSITIONS.items():
+        print(f"{name:22} = {base}" + (f" with {json.dumps(regulariser)}" if regulariser else ""))
+
+
+def _schema(arguments: argparse.Namespace) -> None:
+    from prefopt.artifacts import write_text
+    from prefopt.schema import schemas
+
+    for name, text in schemas().items():
+        write_text(arguments.out / name, text)
+        print(arguments.out / name)

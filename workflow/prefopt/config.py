@@ -1,0 +1,159 @@
+"""From YAML files to checked declarations; every mistake becomes one line that names the file and the key."""
+
+from __future__ import annotations
+
+import re
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from prefopt.errors import BadInput, nearest
+from prefopt.specs import Config, DataSpec, ItemSpec, ModelSpec
+
+Spec = TypeVar("Spec", bound=BaseModel)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML with two repairs: 1e-4 is a number, and a key that stands twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key}' stands twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+0123456789."),
+)
+
+
+def load_yaml(path: Path) -> Any:
+    """Parse one YAML file; BadInput names the file and line of what is wrong."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: cannot be read ({error})") from None
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise BadInput(f"{path}{line}: not YAML ({getattr(error, 'problem', error)})") from None
+
+
+def parse(model: type[Spec] | Any, content: Any, where: str) -> Any:
+    """Check ``content`` against a declaration; BadInput with the first mistake, its key and the nearest valid name."""
+    try:
+        return TypeAdapter(model).validate_python(content)
+    except ValidationError as error:
+        raise BadInput(f"{where}: {_first_mistake(model, error)}") from None
+
+
+def _first_mistake(model: Any, error: ValidationError) -> str:
+    mistakes = error.errors(include_url=False)
+    first = mistakes[0]
+    location, known = _resolve(model, first["loc"])
+    key = ".".join(location)
+    if first["type"] == "extra_forbidden":
+        text = f"unknown key '{key}'; {nearest(location[-1], known)}"
+    elif first["type"] == "missing":
+        text = f"the key '{key}' is missing"
+    elif first["type"] == "value_error":
+        text = f"{key}: {first['ctx']['error']}" if key else str(first["ctx"]["error"])
+    elif first["type"] in {"literal_error", "union_tag_invalid"}:
+        expected = first["ctx"].get("expected") or first["ctx"]["expected_tags"]
+        value = first["ctx"].get("tag", first["input"])
+        known = re.findall("'([^']*)'", expected)
+        text = f"{key}: unknown value {value!r}; {nearest(str(value), known)}"
+    else:
+        text = f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, found {first['input']!r}"[:300]
+    more = len(mistakes) - 1
+    return text + (f" (and {more} more)" if more else "")
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for part in typing.get_args(annotation) for m in _models_in(part)]
+
+
+def _tagged(model: type[BaseModel], tag: Any) -> bool:
+    kind = model.model_fields.get("kind")
+    return kind is not None and tag in typing.get_args(kind.annotation)
+
+
+def _resolve(model: Any, loc: tuple[Any, ...]) -> tuple[list[str], list[str]]:
+    """The key path a user sees (without union tags) and the keys that would be valid at its last step."""
+    path: list[str] = []
+    here = _models_in(model)
+    known: list[str] = []
+    for part in loc:
+        tagged = [m for m in here if _tagged(m, part)]
+        if tagged:
+            here = tagged
+            continue
+        if isinstance(part, str) and (part in {m.__name__ for m in here} or part.startswith(("function-", "literal["))):
+            here = [m for m in here if m.__name__ == part] or here
+            continue
+        known = sorted({name for m in here for name in m.model_fields})
+        path.append(str(part))
+        fields = [m.model_fields[part].annotation for m in here if part in m.model_fields]
+        here = [m for annotation in fields for m in _models_in(annotation)] or here
+    return path or [""], known
+
+
+def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> Config:
+    """config.yaml with command-line overrides (``items`` may be one name or a comma-separated list)."""
+    content = load_yaml(path)
+    if not isinstance(content, dict):
+        raise BadInput(f"{path}: expected keys such as items and results, found {type(content).__name__}")
+    content = {**content, **(overrides or {})}
+    if isinstance(content.get("items"), str):
+        content["items"] = [name.strip() for name in content["items"].split(",") if name.strip()]
+    return parse(Config, content, str(path))
+
+
+def item_files(config_dir: Path, patterns: list[str]) -> list[Path]:
+    """Declaration files of the named items, sorted; BadInput for a name or pattern that matches none."""
+    folder = config_dir / "experiments"
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        matches = sorted(folder.glob(f"{pattern}.yaml"))
+        if not matches:
+            every = [str(p.relative_to(folder).with_suffix("")) for p in sorted(folder.rglob("*.yaml"))]
+            raise BadInput(f"no item '{pattern}' below {folder}; {nearest(pattern, every)}")
+        found.update(dict.fromkeys(matches))
+    return list(found)
+
+
+def load_item(path: Path) -> ItemSpec:
+    """One declaration, with ``data`` and ``model`` names replaced by their entries of datasets.yaml and models.yaml."""
+    content = load_yaml(path)
+    item: ItemSpec = parse(ItemSpec, content, str(path))
+    config_dir = next(p.parent for p in path.parents if p.name == "experiments")
+    data = _named(item.data, config_dir / "datasets.yaml", DataSpec)
+    model = _named(item.model, config_dir / "models.yaml", ModelSpec)
+    return item.model_copy(update={"data": data, "model": model})
+
+
+def _named(value: Any, file: Path, model: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    entries = load_yaml(file) or {}
+    if value not in entries:
+        raise BadInput(f"{file}: no entry '{value}'; {nearest(value, entries)}")
+    return parse(model, entries[value], f"{file}: {value}")

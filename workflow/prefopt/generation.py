@@ -1,0 +1,125 @@
+"""Sampling responses from a causal language model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+from prefopt.errors import BadInput
+from prefopt.progress import Progress
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from prefopt.specs import SamplingSpec
+
+
+class Generations(NamedTuple):
+    """Token ids of N responses, end token included where there is one, and whether each came to an end."""
+
+    response_ids: list[list[int]]
+    ended: list[bool]
+
+
+def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens that end a response: the tokenizer's, and those of the model's generation config (chat models have more).
+
+    Raises BadInput where there is none.
+    """
+    configured = model.generation_config.eos_token_id
+    configured = configured if isinstance(configured, list) else [configured]
+    ends = sorted({int(end) for end in [tokenizer.eos_token_id, *configured] if end is not None})
+    if not ends:
+        raise BadInput("neither tokenizer nor model has an end-of-sequence token, so responses could never end")
+    return ends
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_ids: Sequence[Sequence[int]],
+    sampling: SamplingSpec,
+    *,
+    progress: bool = True,
+) -> Generations:
+    """One response per prompt, in the prompts' order; temperature 0 takes the most likely token.
+
+    Batch b of sampling.batch_size prompts draws from the seed (sampling.seed, b), so that what is sampled depends on
+    the prompts and the sampling spec only. The model's own decoding defaults are not used, and the global random
+    state is left as it was. Raises BadInput for an empty prompt, and where a prompt and max_new_tokens exceed the
+    positions that the model was made for.
+    """
+    import torch
+
+    _check_prompts(model, prompt_ids, sampling)
+    ends = end_token_ids(model, tokenizer)
+    responses: list[list[int]] = []
+    gpus = range(torch.cuda.device_count()) if model.device.type == "cuda" else []
+    starts = range(0, len(prompt_ids), sampling.batch_size)
+    with (
+        _decoding(model, _generation_config(sampling, ends)),
+        torch.random.fork_rng(devices=gpus),
+        torch.no_grad(),
+        Progress(len(starts), "generate", shown=progress) as bar,
+    ):
+        for number, start in enumerate(starts):
+            torch.manual_seed(_batch_seed(sampling.seed, number))
+            responses += _one_batch(model, prompt_ids[start : start + sampling.batch_size], ends)
+            bar.advance()
+    return Generations(responses, [response[-1] in ends for response in responses])
+
+
+def _check_prompts(model: PreTrainedModel, prompt_ids: Sequence[Sequence[int]], sampling: SamplingSpec) -> None:
+    if any(len(prompt) == 0 for prompt in prompt_ids):
+        raise BadInput(f"prompt {[len(p) for p in prompt_ids].index(0)} has no tokens; a prompt needs at least one")
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max((len(prompt) for prompt in prompt_ids), default=0)
+    if limit is not None and longest + sampling.max_new_tokens > limit:
+        raise BadInput(
+            f"a prompt of {longest} tokens and max_new_tokens {sampling.max_new_tokens} exceed the model's {limit} "
+            "positions; lower sampling.max_new_tokens or tokens.max_prompt_tokens"
+        )
+
+
+def _batch_seed(seed: int, number: int) -> int:
+    import numpy as np
+
+    return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _generation_config(sampling: SamplingSpec, ends: list[int]) -> GenerationConfig:
+    from transformers import GenerationConfig
+
+    chosen = {"do_sample": False}
+    if sampling.temperature > 0:
+        chosen = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+    return GenerationConfig(max_new_tokens=sampling.max_new_tokens, eos_token_id=ends, pad_token_id=ends[0], **chosen)
+
+
+@contextmanager
+def _decoding(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
+    """The model with ``config`` as its only generation config: the library fills gaps from the model's own one."""
+    own = model.generation_config
+    model.generation_config = config
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def _one_batch(model: PreTrainedModel, prompt_ids: Sequence[Sequence[int]], ends: list[int]) -> list[list[int]]:
+    """Responses to one batch of left-padded prompts, each cut after its first end token."""
+    import torch
+
+    rows = [torch.tensor(prompt) for prompt in prompt_ids]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=ends[0], padding_side="left")
+    lengths = torch.tensor([len(prompt) for prompt in prompt_ids])
+    attention = (torch.arange(ids.shape[1]) >= ids.shape[1] - lengths[:, None]).long()
+    out = model.generate(input_ids=ids.to(model.device), attention_mask=attention.to(model.device))
+    return [_cut(row, ends) for row in out[:, ids.shape[1] :].tolist()]
+
+
+def _cut(ids: list[int], ends: list[int]) -> list[int]:
+    stop = next((at for at, token in enumerate(ids) if token in ends), len(ids) - 1)
+    return ids[: stop + 1]

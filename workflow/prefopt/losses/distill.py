@@ -1,0 +1,86 @@
+"""Losses that fit the policy's implicit reward margin to explicit reward models.
+
+Shapes: Tensor [B] from a PairBatch; ``reward_margin`` is [B, K], one column per reward model, raw scale.
+Labels do not enter: swapping the responses of a pair changes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prefopt.batch import PairBatch
+from prefopt.lazy import LazyModule
+from prefopt.losses.registry import loss
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from torch.nn import functional as F
+else:
+    torch = LazyModule("torch")
+    F = LazyModule("torch.nn.functional")
+
+_PAPER = "2405.19316"
+
+
+def member_residuals(batch: PairBatch, beta: float) -> Tensor:
+    """(reward margin of member k - beta * margin)^2 [B, K]."""
+    return (batch.reward_margin - beta * batch.margin.unsqueeze(1)) ** 2
+
+
+@loss("distill", needs={"reference", "rewards"}, paper=_PAPER, equation="d-DPO")
+def distill(batch: PairBatch, *, beta: float) -> Tensor:
+    """(reward margin of the first reward model - beta * margin)^2; further columns are not used."""
+    return (batch.reward_margin[:, 0] - beta * batch.margin) ** 2
+
+
+@loss("distill_ensemble", needs={"reference", "rewards"}, paper=_PAPER, equation="e-DPO, minimum per pair")
+def distill_ensemble(batch: PairBatch, *, beta: float) -> Tensor:
+    """min over members k of (reward margin k - beta * margin)^2, per pair; the lowest k wins ties.
+
+    The choice of member carries no gradient, the residual to the chosen member does.
+    """
+    residuals = member_residuals(batch, beta)
+    best = residuals.detach().argmin(dim=1, keepdim=True)
+    return residuals.gather(1, best).squeeze(1)
+
+
+@loss(
+    "distill_ensemble_batch",
+    needs={"reference", "rewards"},
+    paper=_PAPER,
+    equation="e-DPO, minimum per batch",
+    couples_pairs=True,
+)
+def distill_ensemble_batch(batch: PairBatch, *, beta: float) -> Tensor:
+    """Squared residuals to the one member whose batch mean is smallest; the lowest member wins ties."""
+    residuals = member_residuals(batch, beta)
+    return residuals[:, residuals.detach().mean(dim=0).argmin()]
+
+
+@loss("distill_mean", needs={"reference", "rewards"}, paper=_PAPER, equation="d-DPO on the ensemble mean")
+def distill_mean(batch: PairBatch, *, beta: float) -> Tensor:
+    """(mean over members of the reward margin - beta * margin)^2."""
+    return (batch.reward_margin.mean(dim=1) - beta * batch.margin) ** 2
+
+
+@loss(
+    "mallows_distill", needs={"reference", "rewards", "dispersion"}, paper=_PAPER, equation="d-DPO with 2405.14953's c"
+)
+def mallows_distill(batch: PairBatch, *, beta: float) -> Tensor:
+    """(mean over members of the reward margin - beta * c * margin)^2, c the dispersion weight."""
+    return (batch.reward_margin.mean(dim=1) - beta * batch.dispersion_weight * batch.margin) ** 2
+
+
+@loss("silver_soft", needs={"reference", "rewards"}, paper="2405.01511", equation="soft labels of the ensemble mean")
+def silver_soft(batch: PairBatch, *, beta: float) -> Tensor:
+    """p * dpo + (1 - p) * dpo of the swapped pair, p = sigmoid(mean reward margin)."""
+    logits = beta * batch.margin
+    rewards = batch.reward_margin.mean(dim=1)
+    return torch.sigmoid(rewards) * F.softplus(-logits) + torch.sigmoid(-rewards) * F.softplus(logits)
+
+
+@loss("silver_hard", needs={"reference", "rewards"}, paper="2405.01511", equation="labels of the ensemble mean")
+def silver_hard(batch: PairBatch, *, beta: float) -> Tensor:
+    """DPO with the pair ordered by the sign of the mean reward margin; log 2 where it is zero."""
+    return F.softplus(-beta * batch.margin * batch.reward_margin.mean(dim=1).sign())

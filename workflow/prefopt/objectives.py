@@ -1,0 +1,290 @@
+"""What a training step optimises: supervised fine-tuning, reward models, policies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from prefopt.batch import PairBatch
+from prefopt.errors import FailedCheck
+from prefopt.lazy import LazyModule
+from prefopt.losses import get_loss, get_regulariser, linear_gamma
+from prefopt.scoring import Ids, ResponseScores, length_batches, response_scores, reward_scores
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from torch.nn import functional as F
+    from transformers import PreTrainedModel
+else:
+    torch = LazyModule("torch")
+    F = LazyModule("torch.nn.functional")
+
+Sums = dict[str, "Tensor"]
+
+_NEEDED_SIGNALS = {
+    "reference": ("ref_chosen_logp", "ref_rejected_logp"),
+    "dispersion": ("dispersion_weight", "neg_log_dispersion"),
+    "rewards": ("chosen_reward", "rejected_reward"),
+    "tokens": ("ref_chosen_token_logp", "ref_rejected_token_logp"),
+}
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where in a run a micro-batch stands: 0-based step of steps, and rows of the run that came before it."""
+
+    step: int
+    steps: int
+    rows_before: int
+
+
+class Objective(Protocol):
+    """Rows to optimise over. ``loss`` returns sums over rows; the trainer divides by the effective batch's weight."""
+
+    lengths: Sequence[int]  # tokens per row, for sorting
+    divisible: bool  # False where splitting a batch changes the loss
+
+    @property
+    def size(self) -> int:
+        """Number of rows."""
+
+    def weight(self, rows: Sequence[int]) -> float:
+        """What these rows count in the denominator of the mean loss."""
+
+    def names(self, rows: Sequence[int]) -> list[str]:
+        """What a message calls these rows."""
+
+    def loss(self, model: PreTrainedModel, rows: Sequence[int], moment: Moment) -> tuple[Tensor, Sums]:
+        """Loss summed over rows, and sums of further quantities."""
+
+
+@lru_cache(maxsize=8)
+def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(size)
+
+
+def rows_of_stream(size: int, seed: int, start: int, count: int) -> list[int]:
+    """Elements start .. start + count of the endless stream of epochs, each a permutation of ``size`` rows.
+
+    Epoch e's permutation depends on (size, seed, e) alone, so any part of the stream can be had without what came
+    before it.
+    """
+    return [int(_permutation(size, seed, at // size)[at % size]) for at in range(start, start + count)]
+
+
+def _take(values: Sequence[Any], rows: Sequence[int]) -> list[Any]:
+    return [values[row] for row in rows]
+
+
+def _pair_lengths(prompt_ids: Ids, chosen_ids: Ids, rejected_ids: Ids) -> list[int]:
+    triples = zip(prompt_ids, chosen_ids, rejected_ids, strict=True)
+    return [len(p) + max(len(c), len(r)) for p, c, r in triples]
+
+
+class SftObjective:
+    """Mean negative log-likelihood per response token of the chosen responses: -sum log pi / sum tokens, nats."""
+
+    divisible = True
+
+    def __init__(self, prompt_ids: Ids, chosen_ids: Ids, pair_ids: Sequence[Any] | None = None) -> None:
+        self.prompt_ids, self.chosen_ids = prompt_ids, chosen_ids
+        self.pair_ids = pair_ids if pair_ids is not None else range(len(prompt_ids))
+        self.lengths = [len(p) + len(c) for p, c in zip(prompt_ids, chosen_ids, strict=True)]
+
+    @property
+    def size(self) -> int:
+        """Number of responses."""
+        return len(self.lengths)
+
+    def weight(self, rows: Sequence[int]) -> float:
+        """Response tokens."""
+        return float(sum(len(self.chosen_ids[row]) for row in rows))
+
+    def names(self, rows: Sequence[int]) -> list[str]:
+        """Pair ids."""
+        return [str(self.pair_ids[row]) for row in rows]
+
+    def loss(self, model: PreTrainedModel, rows: Sequence[int], moment: Moment) -> tuple[Tensor, Sums]:
+        """-log pi summed over responses."""
+        scores = response_scores(model, _take(self.prompt_ids, rows), _take(self.chosen_ids, rows))
+        return -scores.logp.sum(), {}
+
+
+class _PairObjective:
+    """Rows that are preference pairs and count one each."""
+
+    divisible = True
+
+    def __init__(self, prompt_ids: Ids, chosen_ids: Ids, rejected_ids: Ids, pair_ids: Sequence[Any] | None) -> None:
+        self.prompt_ids, self.chosen_ids, self.rejected_ids = prompt_ids, chosen_ids, rejected_ids
+        self.pair_ids = pair_ids if pair_ids is not None else range(len(prompt_ids))
+        self.lengths = _pair_lengths(prompt_ids, chosen_ids, rejected_ids)
+
+    @property
+    def size(self) -> int:
+        """Number of pairs."""
+        return len(self.lengths)
+
+    def weight(self, rows: Sequence[int]) -> float:
+        """Pairs."""
+        return float(len(rows))
+
+    def names(self, rows: Sequence[int]) -> list[str]:
+        """Pair ids."""
+        return [str(self.pair_ids[row]) for row in rows]
+
+    def _both(self, rows: Sequence[int]) -> tuple[list, list]:
+        """Prompts twice, and all chosen before all rejected responses, for one forward pass."""
+        return _take(self.prompt_ids, rows) * 2, _take(self.chosen_ids, rows) + _take(self.rejected_ids, rows)
+
+
+class RewardObjective(_PairObjective):
+    """Bradley-Terry: -log sigmoid(reward(chosen) - reward(rejected))."""
+
+    def __init__(
+        self, prompt_ids: Ids, chosen_ids: Ids, rejected_ids: Ids, pair_ids: Sequence[Any] | None = None
+    ) -> None:
+        super().__init__(prompt_ids, chosen_ids, rejected_ids, pair_ids)
+
+    def loss(self, model: PreTrainedModel, rows: Sequence[int], moment: Moment) -> tuple[Tensor, Sums]:
+        """Sum over pairs; also how many are ranked right, and their margins."""
+        chosen, rejected = reward_scores(model, *self._both(rows)).chunk(2)
+        margin = chosen - rejected
+        return F.softplus(-margin).sum(), {"accuracy": (margin.detach() > 0).sum(), "margin": margin.detach().sum()}
+
+
+@dataclass(frozen=True)
+class ReferenceSamples:
+    """gamma(t) times a penalty on responses drawn from the reference; gamma is linear from gamma[0] to gamma[1].
+
+    ref_logp are the reference's own log-probabilities of the responses, nats.
+    """
+
+    gamma: tuple[float, float]
+    prompt_ids: Ids
+    response_ids: Ids
+    ref_logp: Sequence[float]
+    seed: int = 0
+    name: str = "forward_kl"
+
+
+class PolicyObjective(_PairObjective):
+    """A loss of ``LOSSES`` on pairs, plus at choice a regulariser on reference samples.
+
+    ``signals`` holds one value per pair under the names of PairBatch's fields: numbers, rows of K rewards, or, for
+    token fields, one array per response. Raises BadInput for an unknown loss or parameter, ValueError where a signal
+    that the loss needs is missing or has another number of rows.
+    """
+
+    def __init__(
+        self,
+        prompt_ids: Ids,
+        chosen_ids: Ids,
+        rejected_ids: Ids,
+        pair_ids: Sequence[int],
+        *,
+        loss: str,
+        loss_params: Mapping[str, Any],
+        signals: Mapping[str, Sequence[Any]],
+        regulariser: ReferenceSamples | None = None,
+    ) -> None:
+        super().__init__(prompt_ids, chosen_ids, rejected_ids, pair_ids)
+        self.pair_loss = get_loss(loss)
+        self.pair_loss.check_params(loss_params)
+        self.loss_params, self.signals, self.regulariser = dict(loss_params), dict(signals), regulariser
+        self.divisible = not self.pair_loss.couples_pairs
+        for need in sorted(self.pair_loss.needs):
+            missing = [name for name in _NEEDED_SIGNALS.get(need, ()) if name not in self.signals]
+            if missing:
+                raise ValueError(f"loss '{loss}' needs '{need}', but there is no signal {missing[0]}")
+        for name, values in self.signals.items():
+            if len(values) != self.size:
+                raise ValueError(f"signal {name}: {len(values)} rows for {self.size} pairs")
+        self._penalty: Callable[..., Tensor] | None = get_regulariser(regulariser.name).fn if regulariser else None
+
+    def batch(self, model: PreTrainedModel, rows: Sequence[int]) -> PairBatch:
+        """The pairs as a loss sees them, chosen and rejected scored in one forward pass."""
+        by_token = "tokens" in self.pair_loss.needs
+        scores = response_scores(model, *self._both(rows), token_level=by_token)
+        chosen_logp, rejected_logp = scores.logp.chunk(2)
+        chosen_tokens, rejected_tokens = scores.tokens.chunk(2)
+        return PairBatch(
+            pair_id=torch.tensor(_take(self.pair_ids, rows), device=model.device),
+            chosen_logp=chosen_logp,
+            rejected_logp=rejected_logp,
+            chosen_tokens=chosen_tokens.to(chosen_logp.dtype),
+            rejected_tokens=rejected_tokens.to(chosen_logp.dtype),
+            **(_token_fields(scores) if by_token else {}),
+            **{name: self._signal(name, rows, scores) for name in self.signals},
+        )
+
+    def loss(self, model: PreTrainedModel, rows: Sequence[int], moment: Moment) -> tuple[Tensor, Sums]:
+        """Sum over pairs of the loss and, with a regulariser, of gamma times the penalty on as many samples."""
+        batch = self.batch(model, rows)
+        total = self.pair_loss.fn(batch, **self.loss_params).sum()
+        margin = (batch.policy_margin if batch.ref_chosen_logp is None else batch.margin).detach()
+        sums = {
+            "accuracy": (margin > 0).sum(),
+            "margin": margin.sum(),
+            "chosen_logp": batch.chosen_logp.detach().sum(),
+            "rejected_logp": batch.rejected_logp.detach().sum(),
+        }
+        if self.regulariser is not None:
+            term = self._penalty_sum(model, len(rows), moment)
+            total = total + term
+            sums["kl_term"] = term.detach()
+        return total, sums
+
+    def check_start(self, model: PreTrainedModel, rows: Sequence[int], band: float, micro_batch: int = 32) -> float:
+        """Largest |policy margin - reference margin| over rows, nats; 0 where policy and reference are one model.
+
+        Raises FailedCheck naming the pair where it is above ``band``: the reference scores are then of another model
+        than the one that training starts from.
+        """
+        worst, where = 0.0, rows[0]
+        with torch.no_grad():
+            for part in length_batches([self.lengths[row] for row in rows], micro_batch):
+                chosen = [rows[at] for at in part]
+                gaps = self.batch(model, chosen).margin.abs().nan_to_num(nan=float("inf")).tolist()
+                at = max(range(len(gaps)), key=gaps.__getitem__)
+                if gaps[at] > worst:
+                    worst, where = gaps[at], chosen[at]
+        if worst > band:
+            raise FailedCheck(
+                f"pair_id {self.pair_ids[where]}: policy and reference margins differ by {worst:.4g} nats before the "
+                f"first step (band {band:g}); the reference scores are not those of the model that training starts from"
+            )
+        return worst
+
+    def _signal(self, name: str, rows: Sequence[int], scores: ResponseScores) -> Tensor:
+        values = _take(self.signals[name], rows)
+        dtype, device = scores.logp.dtype, scores.logp.device
+        if not name.endswith("_token_logp"):
+            return torch.as_tensor(np.asarray(values), dtype=dtype, device=device)
+        out = np.zeros((len(rows), scores.mask.shape[1]))
+        for at, response in enumerate(values):
+            out[at, : len(response)] = response
+        return torch.as_tensor(out, dtype=dtype, device=device)
+
+    def _penalty_sum(self, model: PreTrainedModel, count: int, moment: Moment) -> Tensor:
+        samples = self.regulariser
+        rows = rows_of_stream(len(samples.ref_logp), samples.seed, moment.rows_before, count)
+        scores = response_scores(model, _take(samples.prompt_ids, rows), _take(samples.response_ids, rows))
+        ref_logp = torch.as_tensor(_take(samples.ref_logp, rows), dtype=scores.logp.dtype, device=scores.logp.device)
+        return linear_gamma(moment.step, moment.steps, *samples.gamma) * self._penalty(scores.logp, ref_logp).sum()
+
+
+def _token_fields(scores: ResponseScores) -> dict[str, Tensor]:
+    chosen, rejected = scores.token_logp.chunk(2)
+    chosen_mask, rejected_mask = scores.mask.to(chosen.dtype).chunk(2)
+    return {
+        "chosen_token_logp": chosen,
+        "rejected_token_logp": rejected,
+        "chosen_mask": chosen_mask,
+        "rejected_mask": rejected_mask,
+    }

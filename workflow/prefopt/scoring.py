@@ -1,0 +1,213 @@
+"""Log-probabilities, entropies and rewards of given responses: the one module that sees logits."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+from prefopt.lazy import LazyModule
+from prefopt.models import score_head
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+else:
+    torch = LazyModule("torch")
+
+Ids = Sequence[Sequence[int]]
+
+_log = logging.getLogger(__name__)
+_linear: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class ResponseScores:
+    """What a model says of N responses.
+
+    logp [N] nats, summed over response tokens; tokens [N] counts; entropy [N] nats per token; token_logp and mask
+    [N, T], responses left-aligned.
+    """
+
+    logp: Tensor
+    tokens: Tensor
+    entropy: Tensor | None = None
+    token_logp: Tensor | None = None
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _Padded:
+    """Right-padded sequences, and for every response token in row order where it is predicted and where it belongs."""
+
+    ids: Tensor  # [N, L]
+    attention: Tensor  # [N, L]
+    lengths: Tensor  # [N] prompt + response
+    tokens: Tensor  # [N] response
+    mask: Tensor  # [N, T] 1 on response tokens
+    row: Tensor  # [R] R = sum of tokens
+    position: Tensor  # [R] in the sequence, of the token before
+    target: Tensor  # [R] the token itself
+
+
+def response_scores(
+    model: PreTrainedModel,
+    prompt_ids: Ids,
+    response_ids: Ids,
+    *,
+    entropy: bool = False,
+    token_level: bool = False,
+    chunk_tokens: int = 1024,
+) -> ResponseScores:
+    """Sum over response tokens of log pi(token | what stands before it) [N], with gradient where gradients are on.
+
+    The body runs once on all rows. Head and log-softmax run in fp32 on the response positions alone, chunk_tokens at a
+    time, and again in the backward pass: [N, L, V] logits never exist, except for models whose logits are not
+    head(body). entropy is the mean over response tokens of -sum_v p log p. Raises ValueError for an empty prompt
+    or response.
+    """
+    padded = _pad(prompt_ids, response_ids, model.device)
+    logp, nats = _token_values(model, padded, entropy, chunk_tokens)
+    token_logp = _by_row(logp, padded.mask)
+    return ResponseScores(
+        logp=token_logp.sum(dim=1),
+        tokens=padded.tokens,
+        entropy=_by_row(nats, padded.mask).sum(dim=1) / padded.tokens if nats is not None else None,
+        token_logp=token_logp if token_level else None,
+        mask=padded.mask if token_level else None,
+    )
+
+
+def reward_scores(model: PreTrainedModel, prompt_ids: Ids, response_ids: Ids) -> Tensor:
+    """Score head at the last token of each response [N]; independent of padding and of the pad token."""
+    padded = _pad(prompt_ids, response_ids, model.device)
+    hidden = _body(model, padded)
+    last = hidden[torch.arange(len(padded.lengths), device=hidden.device), padded.lengths - 1]
+    return _project(score_head(model)[1], last).squeeze(-1)
+
+
+def length_batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Row numbers in batches of ``size``, longest rows first, so that little of a batch is padding."""
+    rows = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+def projects_linearly(model: PreTrainedModel) -> bool:
+    """Whether logits = head(body) and nothing else, seen once per model by a run on a few tokens.
+
+    The head's output is replaced by a ramp from -1024 to 1024: soft caps and scales after the head, which are invisible
+    on the small logits of a new model, change such a ramp.
+    """
+    if model not in _linear:
+        _linear[model] = _probe(model)
+        if not _linear[model]:
+            _log.warning("%s: logits are more than head(body); full logits are computed", type(model).__name__)
+    return _linear[model]
+
+
+def _probe(model: PreTrainedModel) -> bool:
+    head, body = model.get_output_embeddings(), model.base_model
+    if head is None or body is model:
+        return False
+    seen, shown = [], []
+
+    def ramp(_module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        seen.append(args[0])
+        shown.append(torch.linspace(-1024, 1024, out.numel(), device=out.device, dtype=out.dtype).view_as(out))
+        return shown[-1]
+
+    ids = torch.arange(4, device=model.device).remainder(model.config.get_text_config().vocab_size)[None]
+    handle = head.register_forward_hook(ramp)
+    with torch.no_grad():
+        try:
+            logits = model(input_ids=ids, use_cache=False).logits
+        finally:
+            handle.remove()
+        hidden = body(input_ids=ids, use_cache=False)[0]
+    return (
+        len(seen) == 1
+        and torch.equal(logits.to(shown[0].dtype), shown[0])
+        and seen[0].shape == hidden.shape
+        and torch.allclose(seen[0].to(hidden.dtype), hidden, rtol=1e-4, atol=1e-5)
+    )
+
+
+def _pad(prompt_ids: Ids, response_ids: Ids, device: torch.device) -> _Padded:
+    for row, (prompt, response) in enumerate(zip(prompt_ids, response_ids, strict=True)):
+        if len(prompt) == 0 or len(response) == 0:
+            raise ValueError(f"row {row}: {len(prompt)} prompt and {len(response)} response tokens; both need one")
+    rows = [torch.tensor([*p, *r]) for p, r in zip(prompt_ids, response_ids, strict=True)]
+    starts = torch.tensor([len(p) for p in prompt_ids])
+    tokens = torch.tensor([len(r) for r in response_ids])
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    lengths = starts + tokens
+    place = torch.arange(ids.shape[1])
+    row, position = ((place >= starts[:, None]) & (place < lengths[:, None])).nonzero(as_tuple=True)
+    tensors = {
+        "ids": ids,
+        "attention": (place < lengths[:, None]).long(),
+        "lengths": lengths,
+        "tokens": tokens,
+        "mask": torch.arange(int(tokens.max())) < tokens[:, None],
+        "row": row,
+        "position": position - 1,
+        "target": ids[row, position],
+    }
+    return _Padded(**{name: value.to(device) for name, value in tensors.items()})
+
+
+def _body(model: PreTrainedModel, padded: _Padded) -> Tensor:
+    """Last hidden states [N, L, H]."""
+    return model.base_model(input_ids=padded.ids, attention_mask=padded.attention, use_cache=False)[0]
+
+
+def _project(head: nn.Linear, hidden: Tensor) -> Tensor:
+    """head(hidden) in the head's own precision, at least fp32, whatever autocast surrounds the call."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        return _at_least_fp32(head(hidden.to(head.weight.dtype)))
+
+
+def _at_least_fp32(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _token_values(model: PreTrainedModel, padded: _Padded, entropy: bool, chunk: int) -> tuple[Tensor, Tensor | None]:
+    """Log-probability [R] and, if wanted, entropy of the predicting distribution [R] for every response token."""
+    if not projects_linearly(model):
+        logits = model(input_ids=padded.ids, attention_mask=padded.attention, use_cache=False).logits
+        return _log_softmax_values(_at_least_fp32(logits[padded.row, padded.position]), padded.target, entropy)
+    from torch.utils.checkpoint import checkpoint
+
+    hidden = _body(model, padded)[padded.row, padded.position]
+    head = model.get_output_embeddings()
+
+    def values(part: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
+        return _log_softmax_values(_project(head, part), target, entropy)
+
+    parts = []
+    for part, target in zip(hidden.split(chunk), padded.target.split(chunk), strict=True):
+        if torch.is_grad_enabled():
+            done = checkpoint(values, part, target, use_reentrant=False, preserve_rng_state=False)
+        else:
+            done = values(part, target)
+        parts.append(done)
+    logp = torch.cat([part[0] for part in parts])
+    return logp, torch.cat([part[1] for part in parts]) if entropy else None
+
+
+def _log_softmax_values(logits: Tensor, target: Tensor, entropy: bool) -> tuple[Tensor, Tensor | None]:
+    logp = logits.log_softmax(dim=-1)
+    chosen = logp.gather(-1, target[:, None]).squeeze(-1)
+    if not entropy:
+        return chosen, None
+    finite = logp.clamp(min=torch.finfo(logp.dtype).min)  # 0 log 0 = 0 for tokens a model rules out with -inf
+    return chosen, -(logp.exp() * finite).sum(dim=-1)
+
+
+def _by_row(values: Tensor, mask: Tensor) -> Tensor:
+    """Token values [R] in row order -> [N, T], zero beyond a response."""
+    return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)

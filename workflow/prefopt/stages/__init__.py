@@ -1,0 +1,57 @@
+"""The stages: each reads a spec and its parents, calls the library, and writes one artifact."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from prefopt.artifacts import Build
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a job runs on this machine; changes no result."""
+
+    micro_batch: int = 32
+    checkpoint_steps: int = 100
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One verb of the command line and the function behind it, imported only when it runs."""
+
+    verb: str
+    folder: str
+    module: str
+    help: str
+
+    def load(self) -> Callable[[Build, RunOptions], None]:
+        """The stage's function, named as its verb."""
+        module = importlib.import_module(f"prefopt.stages.{self.module}")
+        return getattr(module, self.verb.replace("-", "_"))
+
+
+STAGES = {
+    stage.verb: stage
+    for stage in (
+        Stage("prepare-pairs", "pairs", "data", "read preference pairs into the canonical table; refuse with a reason"),
+        Stage("prepare-model", "base", "data", "start a model from scratch, or pin a local or hub one"),
+        Stage("tokenize", "tokens", "data", "turn the pairs into token ids"),
+        Stage("train-sft", "sft", "signals", "fine-tune on the chosen responses: the reference policy"),
+        Stage(
+            "score-reference", "reference", "signals", "log-probability and entropy under the reference, in one pass"
+        ),
+        Stage("sample-reference", "samples", "signals", "draw responses from the reference for forward KL"),
+        Stage("estimate-dispersion", "dispersion", "signals", "prompt dispersion from the reference's token entropy"),
+        Stage("train-reward", "reward", "reward", "train one reward model of an ensemble"),
+        Stage("score-rewards", "rewards", "reward", "score every pair with one reward model"),
+        Stage("collect-ensemble", "ensemble", "reward", "put the members' scores side by side, K columns"),
+        Stage("train-policy", "policy", "policy", "fine-tune a policy with a preference loss"),
+        Stage("generate", "generations", "evaluate", "answer the test prompts with a model"),
+        Stage("judge", "judgements", "evaluate", "compare two sets of answers in both orders"),
+        Stage("win-rate", "metrics", "evaluate", "win rate and reward advantage with intervals"),
+        Stage("paper-item", "papers", "paper", "put one table or figure together, with its verdict"),
+    )
+}

@@ -1,0 +1,84 @@
+"""Policy fine-tuning: the loss's signals are joined on pair_id, and the policy starts at the reference."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from prefopt.artifacts import Build, join_one_to_one, read_table
+from prefopt.stages import RunOptions
+from prefopt.stages.common import WEIGHTS, run_training, token_rows, weights_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+log = logging.getLogger(__name__)
+
+STEP_ZERO_BAND = {"fp32": 1e-3, "bf16": 1.0}
+"""Largest allowed |policy margin - reference margin| before the first step, in nats summed over both responses."""
+
+
+def _signal(build: Build, role: str, table: str, pair_ids: pd.Series, columns: list[str]) -> pd.DataFrame:
+    """Columns of a parent's table for exactly these pairs, in their order."""
+    scores = read_table(build.parent(role) / table)[["pair_id", *columns]]
+    return join_one_to_one(pair_ids.to_frame(), scores, str(build.parent(role) / table))
+
+
+def collect_signals(build: Build, rows: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Per-pair arrays named as the fields of PairBatch, for the parents that the plan wired."""
+    ids = rows["pair_id"]
+    signals: dict[str, np.ndarray] = {}
+    if build.has_parent("reference"):
+        table = _signal(build, "reference", "scores.parquet", ids, ["chosen_logp", "rejected_logp"])
+        signals |= {f"ref_{side}_logp": table[f"{side}_logp"].to_numpy() for side in ("chosen", "rejected")}
+    if build.has_parent("dispersion"):
+        columns = ["dispersion_weight", "neg_log_dispersion"]
+        table = _signal(build, "dispersion", "dispersion.parquet", ids, columns)
+        signals |= {name: table[name].to_numpy() for name in columns}
+    if build.has_parent("rewards"):
+        columns = ["chosen_reward", "rejected_reward"]
+        table = _signal(build, "rewards", "scores.parquet", ids, columns)
+        signals |= {name: np.stack(table[name].to_list()) for name in columns}
+    return signals
+
+
+def _reference_samples(folder: Path) -> dict[str, Any]:
+    table = read_table(folder / "samples.parquet")
+    return {
+        "prompt_ids": [ids.tolist() for ids in table["prompt_ids"]],
+        "response_ids": [ids.tolist() for ids in table["response_ids"]],
+        "ref_logp": table["ref_logp"].to_numpy(),
+    }
+
+
+def train_policy(build: Build, options: RunOptions) -> None:
+    """Fine-tune from the reference model with one loss of LOSSES, plus gamma(t) KL(ref || policy) where declared."""
+    from prefopt.losses import get_loss
+    from prefopt.models import load_causal_lm, load_tokenizer, save_model
+    from prefopt.objectives import PolicyObjective
+
+    spec = build.node.spec
+    rows = token_rows(build.parent("tokens"), "train")
+    folder, trusted = weights_of(build.parent("model"))
+    model = load_causal_lm(
+        folder, device=options.device, precision=spec["train"]["precision"], trust_remote_code=trusted
+    )
+    objective = PolicyObjective(
+        *(rows[name].tolist() for name in ("prompt_ids", "chosen_ids", "rejected_ids")),
+        pair_ids=rows["pair_id"].to_numpy(),
+        loss=get_loss(spec["loss"]["name"]),
+        loss_params=dict(spec["loss"]["params"]),
+        signals=collect_signals(build, rows),
+        gamma=spec["regulariser"]["forward_kl"]["gamma"] if spec["regulariser"] else None,
+        samples=_reference_samples(build.parent("samples")) if build.has_parent("samples") else None,
+    )
+    if build.has_parent("reference"):
+        first = list(range(min(options.micro_batch, len(rows))))
+        gap = objective.check_start(model, first, band=STEP_ZERO_BAND[spec["train"]["precision"]])
+        build.summary["step_zero_margin_gap"] = gap
+        log.info("policy and reference margins differ by at most %.2e nats at step 0", gap)
+    run_training(build, options, model, objective, spec["seed"])
+    save_model(model, load_tokenizer(folder, trust_remote_code=trusted), build.work / WEIGHTS)

@@ -1,0 +1,100 @@
+"""The reward-model ensemble: members with their own seeds and subsets, their scores, and the K columns side by side."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from prefopt.artifacts import Build, join_one_to_one, read_table, write_json, write_table
+from prefopt.stages import RunOptions
+from prefopt.stages.common import WEIGHTS, run_training, token_rows, weights_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+log = logging.getLogger(__name__)
+
+
+def _member_rows(rows: pd.DataFrame, build: Build) -> pd.DataFrame:
+    """The pairs this member trains on: a length-biased subsample D_{rho,b}, a random subset of it, or all."""
+    from prefopt.ensemble import resample_longer_wins
+
+    spec = build.node.spec
+    seed = spec["seeds"]["subset"]
+    if spec["longer_wins"] is not None:
+        kept = resample_longer_wins(
+            rows["chosen_tokens"].to_numpy(), rows["rejected_tokens"].to_numpy(), spec["longer_wins"], seed=seed
+        )
+        rows = rows.iloc[np.sort(kept)]
+    if spec["subset"] < 1:
+        size = max(1, round(spec["subset"] * len(rows)))
+        kept = np.random.default_rng([seed, 2]).choice(len(rows), size, replace=False)
+        rows = rows.iloc[np.sort(kept)]
+    return rows.reset_index(drop=True)
+
+
+def train_reward(build: Build, options: RunOptions) -> None:
+    """Train one Bradley-Terry reward model, with its own initialisation, data order and subset."""
+    from prefopt.models import load_tokenizer, new_reward_model, save_model
+    from prefopt.objectives import RewardObjective
+
+    seeds = build.node.spec["seeds"]
+    rows = _member_rows(token_rows(build.parent("tokens"), build.node.spec["split"]), build)
+    folder, trusted = weights_of(build.parent("model"))
+    model = new_reward_model(folder, seeds["init"], device=options.device, trust_remote_code=trusted)
+    columns = (rows[name].tolist() for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
+    run_training(build, options, model, RewardObjective(*columns), seeds["order"])
+    held_out = _accuracy(model, token_rows(build.parent("tokens"), "test"), options.micro_batch)
+    build.summary |= {"pairs": len(rows), "held_out_accuracy": held_out}
+    log.info("trained on %d pairs, held-out accuracy %.3f", len(rows), held_out)
+    save_model(model, load_tokenizer(folder, trust_remote_code=trusted), build.work / WEIGHTS)
+
+
+def _accuracy(model: object, rows: pd.DataFrame, batch_size: int) -> float:
+    from prefopt.scoring import reward_in_batches
+
+    chosen, rejected = (
+        reward_in_batches(model, rows["prompt_ids"].tolist(), rows[f"{side}_ids"].tolist(), batch_size=batch_size)
+        for side in ("chosen", "rejected")
+    )
+    return round(float((chosen > rejected).mean()), 6)
+
+
+def score_rewards(build: Build, options: RunOptions) -> None:
+    """Write scores.parquet: the member's reward of both responses of every pair."""
+    import pandas as pd
+
+    from prefopt.models import load_reward_model
+    from prefopt.scoring import reward_in_batches
+
+    rows = token_rows(build.parent("tokens"))
+    folder, trusted = weights_of(build.parent("reward"))
+    model = load_reward_model(folder, device=options.device, trust_remote_code=trusted)
+    table = {"pair_id": rows["pair_id"], "split": rows["split"]}
+    for side in ("chosen", "rejected"):
+        table[f"{side}_reward"] = reward_in_batches(
+            model, rows["prompt_ids"].tolist(), rows[f"{side}_ids"].tolist(), batch_size=options.micro_batch
+        )
+    table = pd.DataFrame(table)
+    write_table(build.work / "scores.parquet", table)
+    accuracy = (table["chosen_reward"] > table["rejected_reward"]).groupby(table["split"]).mean()
+    build.summary["accuracy"] = {split: round(float(value), 6) for split, value in accuracy.items()}
+    log.info("accuracy by split: %s", build.summary["accuracy"])
+
+
+def collect_ensemble(build: Build, options: RunOptions) -> None:
+    """Write scores.parquet with chosen_reward and rejected_reward as [K] lists; members are never averaged here."""
+    from prefopt.ensemble import diagnostics, stack_members
+
+    members = build.parents_like("member")
+    table = stack_members([read_table(folder / "scores.parquet") for folder in members.values()])
+    tokens = read_table(build.parent("tokens") / "tokens.parquet")[["pair_id", "split"]]
+    table = join_one_to_one(tokens, table[["pair_id", "chosen_reward", "rejected_reward"]], "ensemble scores")
+    write_table(build.work / "scores.parquet", table)
+    held_out = diagnostics(table[table["split"] == "test"])
+    write_json(build.work / "diagnostics.json", {"members": list(members), "held_out": held_out})
+    build.summary |= {"members": len(members), "held_out": held_out}
+    for warning in held_out.get("warnings", []):
+        log.warning("%s", warning)

@@ -1,0 +1,273 @@
+"""The training loop, the same for supervised fine-tuning, reward models and policies."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefopt.checkpoints import load_checkpoint, save_checkpoint
+from prefopt.errors import BadInput, FailedCheck, TryAgain
+from prefopt.lazy import LazyModule
+from prefopt.models import set_precision
+from prefopt.objectives import Moment, Objective, rows_of_stream
+from prefopt.progress import Progress
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+    from torch.optim import Optimizer
+    from transformers import PreTrainedModel
+
+    from prefopt.specs import TrainSpec
+else:
+    torch = LazyModule("torch")
+
+Metrics = dict[str, float]
+
+_NAMES_SHOWN = 16
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Optimiser steps done, one dict of metrics per step, and seconds of training over all attempts."""
+
+    steps: int
+    metrics: list[Metrics]
+    seconds: float
+
+
+def total_steps(spec: TrainSpec, size: int) -> int:
+    """Optimiser steps of a run over ``size`` rows: steps, or ceil(epochs * size / batch_size)."""
+    if spec.steps is not None:
+        return spec.steps
+    return math.ceil(round(spec.epochs * size / spec.batch_size, 9))
+
+
+def rate_factor(spec: TrainSpec, step: int, steps: int) -> float:
+    """Learning rate of a 0-based step over the peak rate: linear warm-up from 0, then the schedule down to 0.
+
+    step/warmup before warmup; then, with u = (step - warmup) / (steps - warmup): constant 1, linear 1 - u, cosine
+    (1 + cos(pi u)) / 2. These are the formulas of transformers.get_scheduler.
+    """
+    if step < spec.warmup_steps:
+        return step / spec.warmup_steps
+    done = (step - spec.warmup_steps) / max(1, steps - spec.warmup_steps)
+    if spec.schedule == "linear":
+        return max(0.0, 1.0 - done)
+    if spec.schedule == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * done))
+    return 1.0
+
+
+def micro_batches(rows: Sequence[int], lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Rows of one effective batch by falling length, in pieces of at most ``size``: similar lengths, little padding."""
+    ordered = sorted(rows, key=lambda row: (-lengths[row], row))
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
+def new_optimizer(model: PreTrainedModel, spec: TrainSpec) -> Optimizer:
+    """AdamW (betas 0.9, 0.999) or RMSprop (alpha 0.99); weight decay on matrices, not on norms and biases."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": spec.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if spec.optimizer == "rmsprop":
+        return torch.optim.RMSprop(groups, lr=spec.learning_rate)
+    return torch.optim.AdamW(groups, lr=spec.learning_rate, fused=True)
+
+
+def train(
+    model: PreTrainedModel,
+    objective: Objective,
+    spec: TrainSpec,
+    *,
+    seed: int,
+    state_dir: Path,
+    micro_batch: int,
+    checkpoint_steps: int,
+    device: str,
+    on_metrics: Callable[[Metrics], None] | None = None,
+    progress: bool = True,
+) -> TrainResult:
+    """Optimise ``model`` in place; a run that was cut off goes on from the newest checkpoint in ``state_dir``.
+
+    A step's loss is the mean over the effective batch of spec.batch_size rows, however it is split into micro-batches.
+    A resumed run ends in the same weights and metrics as one that was not cut off. Raises TryAgain after SIGTERM
+    (state saved) or when memory runs out, FailedCheck where loss or gradient are not finite (no state saved).
+    """
+    if micro_batch < 1 or objective.size < 1:
+        raise BadInput(
+            f"cannot train on {objective.size} rows in micro-batches of {micro_batch}; both must be 1 or more"
+        )
+    run = _Run(model, objective, spec, seed, state_dir, _usable_micro_batch(objective, spec, micro_batch), device)
+    with torch.random.fork_rng(), _termination() as terminated:
+        torch.manual_seed(seed)
+        run.resume()
+        with Progress(run.steps, "train", start=run.step, shown=progress) as bar:
+            while run.step < run.steps:
+                metrics = run.advance()
+                if on_metrics is not None:
+                    on_metrics(metrics)
+                bar.advance(f"loss {metrics['loss']:.4g}")
+                if run.step < run.steps and (terminated.is_set() or run.step % checkpoint_steps == 0):
+                    run.save()
+                    if terminated.is_set():
+                        raise TryAgain(
+                            f"terminated after step {run.step} of {run.steps}; the state is in {state_dir}, "
+                            "run the same command again to go on"
+                        )
+    return TrainResult(run.step, run.metrics, round(run.seconds, 3))
+
+
+def _usable_micro_batch(objective: Objective, spec: TrainSpec, micro_batch: int) -> int:
+    """Rows per forward pass; all of the effective batch where its loss cannot be split."""
+    if objective.divisible or micro_batch >= spec.batch_size:
+        return min(micro_batch, spec.batch_size)
+    _log.warning("this loss looks at the whole batch: micro_batch is %d, not %d", spec.batch_size, micro_batch)
+    return spec.batch_size
+
+
+class _Run:
+    """State of one training run: all that a checkpoint holds, and what it takes to do a step."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        objective: Objective,
+        spec: TrainSpec,
+        *,
+        seed: int,
+        state_dir: Path,
+        micro_batch: int,
+        device: str,
+    ) -> None:
+        self.objective, self.spec, self.seed, self.state_dir = objective, spec, seed, state_dir
+        self.micro_batch, self.device = micro_batch, device
+        self.accelerator = _new_accelerator(device)
+        self.model = set_precision(model.to(device), spec.precision).eval()  # eval: dropout off, gradients on
+        self.optimizer = new_optimizer(self.model, spec)
+        self.steps = total_steps(spec, objective.size)
+        self.step, self.metrics, self.seconds = 0, [], 0.0
+        self.identity: dict[str, Any] = {"spec": spec.model_dump(mode="json"), "seed": seed, "rows": objective.size}
+
+    def resume(self) -> None:
+        """Take over the newest checkpoint, if there is one."""
+        found = load_checkpoint(self.state_dir, self.identity, self.device)
+        if found is None:
+            return
+        self.step, state = found
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.metrics, self.seconds = state["metrics"], state["seconds"]
+        torch.set_rng_state(state["rng"].cpu())
+        if state["cuda_rng"]:
+            torch.cuda.set_rng_state_all([rng.cpu() for rng in state["cuda_rng"]])
+        _log.info("going on from step %d of %d in %s", self.step, self.steps, self.state_dir)
+
+    def save(self) -> None:
+        """Write a checkpoint. The sampler and the schedule are functions of the step, so they have no state."""
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "metrics": self.metrics,
+            "seconds": self.seconds,
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if self.device == "cuda" else [],
+        }
+        save_checkpoint(self.state_dir, self.step, self.identity, state)
+
+    def advance(self) -> Metrics:
+        """One optimiser step on the next effective batch."""
+        started = time.monotonic()
+        before = self.step * self.spec.batch_size
+        rows = rows_of_stream(self.objective.size, self.seed, before, self.spec.batch_size)
+        rate = self.spec.learning_rate * rate_factor(self.spec, self.step, self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with _out_of_memory(self.micro_batch, self.state_dir):
+            sums = self._gradients(rows, before)
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.spec.max_grad_norm)
+        sums["grad_norm"] = float(norm)
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(sums[name]):
+                raise FailedCheck(
+                    f"step {self.step + 1} of {self.steps}: {name} is {sums[name]}, on pairs {self._suspects(rows)}; "
+                    "no weights were changed by this step. Lower the learning rate, or look at these pairs"
+                )
+        self.optimizer.step()
+        self.step += 1
+        metrics = {"step": self.step, **sums, "learning_rate": rate}
+        self.metrics.append(metrics)
+        self.seconds += time.monotonic() - started
+        return metrics
+
+    def _gradients(self, rows: list[int], before: int) -> Metrics:
+        """Gradients of the mean loss over ``rows``; the means of loss and other quantities."""
+        self.optimizer.zero_grad()
+        weight = self.objective.weight(rows)
+        totals: dict[str, torch.Tensor] = {}
+        for part in micro_batches(rows, self.objective.lengths, self.micro_batch):
+            loss, sums = self.objective.loss(self.model, part, Moment(self.step, self.steps, before))
+            self.accelerator.backward(loss / weight)
+            for name, value in {"loss": loss.detach(), **sums}.items():
+                totals[name] = totals[name] + value if name in totals else value
+            before += len(part)
+        return {name: float(value) / weight for name, value in totals.items()}
+
+    def _suspects(self, rows: list[int]) -> str:
+        """Names of the rows whose own loss is not finite, or of all where each alone is fine."""
+        moment = Moment(self.step, self.steps, self.step * self.spec.batch_size)
+        with torch.no_grad():
+            alone = {row: float(self.objective.loss(self.model, [row], moment)[0]) for row in rows}
+        names = self.objective.names([row for row in rows if not math.isfinite(alone[row])] or rows)
+        more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+        return ", ".join(names[:_NAMES_SHOWN]) + more
+
+
+def _new_accelerator(device: str) -> Accelerator:
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=device == "cpu")
+    if accelerator.num_processes != 1:
+        raise BadInput(
+            f"started as {accelerator.num_processes} processes; a training run is one process, so run runs side by side"
+        )
+    return accelerator
+
+
+@contextmanager
+def _termination() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets, instead of ending the process; outside the main thread nothing ever sets it."""
+    terminated = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield terminated
+        return
+    previous = signal.signal(signal.SIGTERM, lambda *_: terminated.set())
+    try:
+        yield terminated
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+@contextmanager
+def _out_of_memory(micro_batch: int, state_dir: Path) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # a GPU has its own kind of error, a CPU only this text
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise TryAgain(
+            f"out of memory with micro_batch {micro_batch}; run again with a smaller one, the result is the same. "
+            f"Checkpoints are in {state_dir}"
+        ) from error

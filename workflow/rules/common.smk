@@ -1,0 +1,88 @@
+# What the rules share: the plan, input functions over it, and resources. No logic of its own.
+import os
+import sys
+from pathlib import Path
+
+from prefopt.errors import PrefoptError
+from prefopt.plan import load_plan
+
+try:
+    PLAN = load_plan(Path("config/config.yaml"), config)
+    RESULTS = PLAN.config.results
+    PLAN.write_specs(Path(RESULTS))
+except PrefoptError as error:
+    print(f"prefopt plan: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    os._exit(
+        error.exit_code
+    )  # Snakemake would bury the one line under its own traceback
+
+EXECUTION = PLAN.config.execution
+
+
+wildcard_constraints:
+    id=r"[a-z0-9][a-z0-9_.-]*-[0-9a-f]{8}",
+    paper=r"[a-z0-9_-]+",
+
+
+def manifest(ref):
+    """Path of an artifact's manifest."""
+    return f"{RESULTS}/{ref}/manifest.json"
+
+
+def items(paper=None, scale=None):
+    """Manifests of the configured items, of one paper or one scale."""
+    return [
+        manifest(node.ref)
+        for node in PLAN.items.values()
+        if paper in (None, node.spec["item"]["paper"])
+        and scale in (None, node.spec["item"]["scale"])
+    ]
+
+
+def manifests_below_items():
+    """Manifests of everything that the items are made from."""
+    roots = {node.ref for node in PLAN.items.values()}
+    return [
+        manifest(node.ref)
+        for node in PLAN.reachable(PLAN.items.values())
+        if node.ref not in roots
+    ]
+
+
+def parent(stage, role):
+    """Input function: the manifest of the parent in that role, nothing where the plan wired none."""
+
+    def find(wildcards):
+        ref = PLAN.node(f"{stage}/{wildcards.id}").parents.get(role)
+        return manifest(ref) if ref else []
+
+    return find
+
+
+def parents(stage, prefix=""):
+    """Input function: the manifests of all parents whose role starts with the prefix."""
+
+    def find(wildcards):
+        node = PLAN.node(f"{stage.format(**wildcards)}/{wildcards.id}")
+        return [
+            manifest(ref)
+            for role, ref in node.parents.items()
+            if role.startswith(prefix)
+        ]
+
+    return find
+
+
+def micro_batch(wildcards, attempt):
+    """Rows in memory at a time: halved with every attempt, so that a job killed for memory fits the next time."""
+    return max(1, EXECUTION.micro_batch >> (attempt - 1))
+
+
+def memory(gigabytes):
+    """Memory in MB that grows with the attempt."""
+    return lambda wildcards, attempt: int(1000 * gigabytes * attempt)
+
+
+def minutes(count):
+    """Run time in minutes that grows with the attempt."""
+    return lambda wildcards, attempt: count * attempt
