@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefopt import __version__
+from prefopt import __version__, warm
 from prefopt.errors import EXIT_DONE, EXIT_TRY_AGAIN, BadInput, FailedCheck, PrefoptError
 from prefopt.stages import STAGES, RunOptions, Stage
 
@@ -25,7 +25,10 @@ log = logging.getLogger("prefopt")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; failures a user can act on end as one line on stderr and an exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
     arguments = _parser().parse_args(argv)
+    if arguments.verb in STAGES and (code := warm.run_in_server(argv)) is not None:
+        return code
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         arguments.run(arguments)
@@ -52,6 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_configured(verbs, common, "verify", "re-check every artifact against its manifest and its parents", _verify)
     _add_over_items(verbs, common, "report", "write one self-contained HTML page about finished items", _report)
     _add_over_items(verbs, common, "publish", "import finished runs into MLflow; twice changes nothing", _publish)
+    beside = verbs.add_parser("warm", parents=[common], help="run a command whose jobs fork from one that has imported")
+    beside.add_argument("command", nargs="+", metavar="COMMAND", help="for example: -- snakemake --cores 2")
+    beside.set_defaults(run=_warm)
     losses = verbs.add_parser("losses", parents=[common], help="list the losses, their parameters and needs")
     losses.set_defaults(run=_losses)
     schema = verbs.add_parser("schema", parents=[common], help="write the JSON schemas that editors complete from")
@@ -184,6 +190,10 @@ def _losses(arguments: argparse.Namespace) -> None:
         )
     for name, (base, regulariser) in COMPOSITIONS.items():
         print(f"{name:22} = {base}" + (f" with {json.dumps(regulariser)}" if regulariser else ""))
+
+
+def _warm(arguments: argparse.Namespace) -> None:
+    sys.exit(warm.run_beside_server(arguments.command))
 
 
 def _schema(arguments: argparse.Namespace) -> None:

@@ -65,7 +65,8 @@ def parse(model: type[Spec] | Any, content: Any, where: str) -> Any:
 
 def _first_mistake(model: Any, error: ValidationError) -> str:
     mistakes = error.errors(include_url=False)
-    first = mistakes[0]
+    # a misspelt key also makes its right spelling "missing": the misspelling is what the user has to see
+    first = next((m for m in mistakes if m["type"] == "extra_forbidden"), mistakes[0])
     location, known = _resolve(model, first["loc"])
     key = ".".join(location)
     if first["type"] == "extra_forbidden":

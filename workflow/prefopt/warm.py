@@ -1,0 +1,191 @@
+"""Jobs forked from a process that has already imported torch and transformers.
+
+A model job pays 5-8 seconds of imports before any work, and the demo tier has dozens of small ones. ``prefopt warm --
+COMMAND`` runs COMMAND (Snakemake) beside a server that imports once; every ``python -m prefopt <stage>`` below it then
+asks the server to fork. The job is still a process of its own, with its own arguments, folder, environment, streams,
+signals and exit code. Where no server answers, or it runs with another thread count, the job imports for itself:
+results are the same bytes either way.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any
+
+SOCKET_VARIABLE = "PREFOPT_WARM"
+_PRELOADED = (
+    "numpy",
+    "pandas",
+    "pyarrow.parquet",
+    "scipy.stats",
+    "torch",
+    "transformers",
+    "transformers.models.llama.modeling_llama",
+    "accelerate",
+    "matplotlib.figure",
+)
+_STREAMS = (0, 1, 2)
+_FORWARDED = (signal.SIGTERM, signal.SIGINT)
+_LIMIT = 1 << 20
+
+
+def supported() -> bool:
+    """Whether this system can watch a process and a socket at once (Linux)."""
+    return hasattr(os, "pidfd_open")
+
+
+def run_beside_server(command: Sequence[str]) -> int:
+    """Run ``command`` with a server beside it and return its exit code; the server stops with it."""
+    if not supported():
+        return subprocess.call(command)
+    folder = tempfile.mkdtemp(prefix="prefopt-")  # readable by this user only
+    address = os.path.join(folder, "warm")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(address)
+    listener.listen(64)  # jobs that come while the server imports wait, which costs less than importing themselves
+    arguments = [sys.executable, "-m", "prefopt.warm", str(listener.fileno())]
+    server = subprocess.Popen(arguments, env=environment, pass_fds=[listener.fileno()])
+    listener.close()
+    try:
+        with _ignoring_interrupt():
+            return subprocess.call(command, env={**os.environ, SOCKET_VARIABLE: address})
+    finally:
+        server.terminate()
+        server.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _ignoring_interrupt():
+    """Leave Ctrl-C to the command, which ends its jobs first."""
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# --- the job's side -------------------------------------------------------------------------------------------------
+
+
+def run_in_server(argv: Sequence[str]) -> int | None:
+    """Run one command line in a process forked from the server; None where no server fits, so run it here."""
+    address = os.environ.get(SOCKET_VARIABLE)
+    if not address or os.environ.get("OMP_NUM_THREADS") != "1":
+        return None
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.connect(address)
+    except OSError:
+        return None
+    environment = {key: value for key, value in os.environ.items() if key != SOCKET_VARIABLE}
+    request = json.dumps({"argv": list(argv), "cwd": os.getcwd(), "environment": environment}).encode()
+    with connection:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        socket.send_fds(connection, [len(request).to_bytes(8, "big")], _STREAMS)
+        connection.sendall(request)
+        answers = connection.makefile("r")
+        pid = int(answers.readline())
+        for number in _FORWARDED:
+            signal.signal(number, lambda signum, _: os.kill(pid, signum))
+        answer = answers.readline()
+    if not answer:
+        raise RuntimeError("the process that forks warm jobs is gone; run again")
+    return int(answer)
+
+
+# --- the server's side ----------------------------------------------------------------------------------------------
+
+
+def serve(listener: socket.socket) -> None:
+    """Import once, then fork one handler per connection until terminated."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # handlers are reaped by the system
+    for name in _PRELOADED:
+        importlib.import_module(name)
+    while True:
+        connection, _ = listener.accept()
+        if os.fork() == 0:
+            listener.close()
+            os._exit(_in_fork(partial(_handle, connection)))
+        connection.close()
+
+
+def _in_fork(work: Callable[[], int]) -> int:
+    """Run work in a forked process: whatever happens becomes an exit code, never a second server loop."""
+    try:
+        return work()
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        return 1
+    finally:
+        with suppress(ValueError, OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+
+
+def _read_exactly(connection: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        part = connection.recv(min(_LIMIT, size - len(data)))
+        if not part:
+            raise ConnectionError("the client left before it had sent its request")
+        data += part
+    return data
+
+
+def _handle(connection: socket.socket) -> int:
+    """Fork the job, report its pid and exit code; kill it where the client that asked for it dies."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    size, streams, *_ = socket.recv_fds(connection, 8, len(_STREAMS))
+    request = json.loads(_read_exactly(connection, int.from_bytes(size, "big")))
+    pid = os.fork()
+    if pid == 0:
+        connection.close()
+        os._exit(_in_fork(partial(_job, request, streams)))
+    connection.sendall(f"{pid}\n".encode())
+    watched = os.pidfd_open(pid)
+    ready, _, _ = select.select([connection, watched], [], [])
+    if watched not in ready:
+        os.kill(pid, signal.SIGKILL)
+    _, status = os.waitpid(pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    with suppress(OSError):
+        connection.sendall(f"{code if code >= 0 else 128 - code}\n".encode())
+    return 0
+
+
+def _job(request: dict[str, Any], streams: Sequence[int]) -> int:
+    for target, source in zip(_STREAMS, streams, strict=True):
+        os.dup2(source, target)
+        os.close(source)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.chdir(request["cwd"])
+    from prefopt.cli import main
+
+    return main(request["argv"])
+
+
+if __name__ == "__main__":
+    serve(socket.socket(fileno=int(sys.argv[1])))
