@@ -100,6 +100,15 @@ def test_rows_are_paired_by_prompt_id_and_not_by_position():
     assert difference["high"] == pytest.approx(5.0)
 
 
+def test_row_order_of_the_tables_does_not_matter():
+    rng = np.random.default_rng(0)
+    outcomes = {arm: rng.uniform(0, 1, PROMPTS) for arm in ("dpo", "mallows")}
+    plain = {(arm, 0): run(values) for arm, values in outcomes.items()}
+    mixed = {(arm, 0): run(values, order=rng.permutation(PROMPTS)) for arm, values in outcomes.items()}
+    first, second = (items.collect_item(spec(claim(), seeds=(0,)), results) for results in (plain, mixed))
+    assert first == second
+
+
 def test_prompts_without_a_judgement_leave_the_pair_and_are_counted_out():
     base = np.full(PROMPTS, 0.5)
     gap = base.copy()

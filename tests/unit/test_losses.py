@@ -351,6 +351,60 @@ def test_single_precision_keeps_its_digits():
             torch.testing.assert_close(out.double(), entry.fn(wide, beta=0.1), rtol=2e-6, atol=1e-7, msg=name)
 
 
+def test_the_phi_link_keeps_single_precision_where_float32_would_cancel():
+    # G is a difference of two B over lambda: in float32 its error is 1e-7 B / lambda.
+    for lam in (0.002, 0.06, 0.3, 20.0):
+        s = torch.tensor([-300.0, -40.0, -1.0, -0.02, 0.02, 1.0, 40.0])
+        wide, narrow = (log_link_smooth(x, torch.full_like(x, lam), 0.1) for x in (s.double(), s))
+        torch.testing.assert_close(narrow.double(), wide, rtol=3e-6, atol=1e-30)
+
+
+def test_orpo_is_finite_where_a_probability_rounds_to_one():
+    sure = pair(chosen_logp=t([0.0]).requires_grad_(), rejected_logp=t([0.0]).requires_grad_())
+    out = LOSSES["orpo"].fn(sure, beta=0.1)
+    close(out, [0.1 * LN2])
+    grads = torch.autograd.grad(out.sum(), [sure.chosen_logp, sure.rejected_logp])
+    assert all(grad.isfinite().all() for grad in grads)
+
+
+# Bandit of five arms: 16 pairs, softmax policy from zero logits, uniform reference, gradient descent at 5e-3.
+BANDIT = "3>5 2>5 2>5 1>2 3>5 1>5 1>4 1>5 4>5 2>4 2>1 2>5 1>3 3>5 3>4 4>2"
+
+
+@pytest.mark.parametrize(
+    ("name", "beta", "trajectory"),
+    [
+        ("dpo", 0.1, {
+            1: [0.2000124998, 0.2000093747, 0.2000093747, 0.1999968745, 0.1999718764],
+            100: [0.2012478223, 0.2009335211, 0.2009335575, 0.1996822180, 0.1972028812],
+            1000: [0.2122746778, 0.2089735560, 0.2089773542, 0.1963733398, 0.1734010722],
+        }),
+        ("mallows_phi", 0.1, {
+            1: [0.2003472560, 0.2002602761, 0.2002602761, 0.1999127339, 0.1992194579],
+            100: [0.2257133463, 0.2150295206, 0.2154160600, 0.1914149440, 0.1524261291],
+            1000: [0.2800337199, 0.2192603042, 0.2196278865, 0.1727886433, 0.1082894460],
+        }),
+        ("mallows_phi", 0.05, {1000: [0.2893608928, 0.2299933860, 0.2314292036, 0.1626637675, 0.0865527501]}),
+    ],
+)  # fmt: skip
+def test_bandit_trajectories(name, beta, trajectory):
+    winners, losers = (torch.tensor([int(item[place]) - 1 for item in BANDIT.split()]) for place in (0, 2))
+    flat, count = torch.full((16,), -math.log(5), dtype=torch.float64), torch.ones(16, dtype=torch.long)
+    params = {"smoothing": 0.05} if name == "mallows_phi" else {}
+    logits = torch.zeros(5, dtype=torch.float64, requires_grad=True)
+    for step in range(1, 1 + max(trajectory)):
+        logp = torch.log_softmax(logits, 0)
+        batch = PairBatch(
+            pair_id=torch.arange(16), chosen_logp=logp[winners], rejected_logp=logp[losers], chosen_tokens=count,
+            rejected_tokens=count, ref_chosen_logp=flat, ref_rejected_logp=flat,
+            neg_log_dispersion=torch.full_like(flat, -math.log(0.05)),
+        )  # fmt: skip
+        (grad,) = torch.autograd.grad(LOSSES[name].fn(batch, beta=beta, **params).mean(), logits)
+        logits = (logits - 5e-3 * grad).detach().requires_grad_()
+        if step in trajectory:
+            torch.testing.assert_close(torch.softmax(logits, 0).detach(), t(trajectory[step]), rtol=0, atol=1e-9)
+
+
 # Distillation vectors: h = [2.5, -3.5, 0, 7.5], three reward models.
 LOGP = {
     "chosen_logp": [-12, -30.5, -7.25, -20],
@@ -492,8 +546,8 @@ def test_token_kl_is_the_expected_sampled_kl():
             picks = [torch.log_softmax(x, -1)[[0, 1], [first, second]].sum() for x in logits]
             weight = picks[1].exp()
             sampled = sampled + weight * forward_kl(picks[0], picks[1])
-            # A masked third position with absurd logits must not count.
-            junk = [torch.cat([x, torch.full((1, 3), 9.0, dtype=torch.float64) * k]) for k, x in enumerate(logits, 1)]
+            # A masked third position, where policy and reference differ wildly, must not count.
+            junk = [torch.cat([x, t([[20.0 * k, 0, -k]])]) for k, x in zip((1, -1), logits, strict=True)]
             exact = exact + weight * token_forward_kl(junk[0][None], junk[1][None], t([[1, 1, 0]]))[0]
     torch.testing.assert_close(sampled, exact, rtol=1e-12, atol=0)
     a, b = (torch.autograd.grad(x, policy, retain_graph=True)[0] for x in (sampled, exact))

@@ -108,7 +108,6 @@ def _run_stage(arguments: argparse.Namespace) -> None:
     options = RunOptions(arguments.micro_batch, arguments.checkpoint_steps, arguments.device)
     results = results_of(arguments.spec)
     with building(node, results) as build:
-        build.device = options.device
         stage.load()(build, options)
     log.info("%s: done, see %s", stage.verb, results / node.ref)
 

@@ -74,8 +74,11 @@ def diagnostics(stacked: pd.DataFrame) -> dict[str, Any]:
     ``accuracy`` (share of pairs with a positive margin, ties half), ``margin_mean`` and ``margin_std`` (ddof 0, raw
     reward scale) per member; ``correlation`` of margins [K][K] (0 with a constant member); ``vote_entropy``, the mean
     over pairs of the entropy of the members' votes in nats; flags ``below_chance`` and ``constant`` (members) and
-    ``identical`` (member pairs, equal up to a shift of the reward per response).
+    ``identical`` (member pairs, equal up to a shift of the reward per response); ``warnings``, the flags in words.
+    Without pairs only ``pairs`` and ``warnings``.
     """
+    if stacked.empty:
+        return {"pairs": 0, "warnings": ["no pairs to compare the members on"]}
     margins = reward_margins(stacked)
     votes = (margins > 0) + 0.5 * (margins == 0)
     accuracy, spread = votes.mean(axis=0), margins.std(axis=0)
@@ -85,6 +88,9 @@ def diagnostics(stacked: pd.DataFrame) -> dict[str, Any]:
     scale = np.where(spread > 0, spread, 1.0)
     correlation = (centred / scale).T @ (centred / scale) / len(margins)
     members = range(margins.shape[1])
+    below = [k for k in members if accuracy[k] < 0.5]
+    constant = [k for k in members if spread[k] == 0]
+    twins = [(i, k) for k in members for i in range(k) if np.allclose(margins[:, i], margins[:, k], 1e-9, 1e-12)]
     return {
         "members": margins.shape[1],
         "pairs": len(margins),
@@ -93,10 +99,13 @@ def diagnostics(stacked: pd.DataFrame) -> dict[str, Any]:
         "margin_std": spread.tolist(),
         "correlation": correlation.tolist(),
         "vote_entropy": float(entropy.mean()),
-        "below_chance": [k for k in members if accuracy[k] < 0.5],
-        "constant": [k for k in members if spread[k] == 0],
-        "identical": [
-            (i, k) for k in members for i in range(k) if np.allclose(margins[:, i], margins[:, k], 1e-9, 1e-12)
+        "below_chance": below,
+        "constant": constant,
+        "identical": twins,
+        "warnings": [
+            *(f"member {k} is right on {accuracy[k]:.1%} of the pairs, less than chance" for k in below),
+            *(f"member {k} has the same reward margin on every pair" for k in constant),
+            *(f"members {i} and {k} have the same reward margins" for i, k in twins),
         ],
     }
 

@@ -59,6 +59,7 @@ class _Canvas:
 def _drawing(width: float, height: float) -> Iterator[_Canvas]:
     with mpl.rc_context(_STYLE):
         canvas = _Canvas(Figure(figsize=(width, height), layout="constrained"))
+        canvas.figure.get_layout_engine().set(wspace=0.06)
         yield canvas
         stream = io.StringIO()
         canvas.figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
@@ -108,8 +109,8 @@ def _arm_label(name: str, arm: Mapping[str, Any]) -> str:
 def curves_figure(curves: Mapping[str, Sequence[Curve]]) -> str:
     """Loss and accuracy against the step: one colour per arm, every seed thin, their mean thick.
 
-    ``curves``: arm -> one list of {step, loss, accuracy, ...} per seed. Losses of different names have different scales;
-    where they spread over more than a factor of 30 the loss axis is logarithmic.
+    ``curves``: arm -> one list of {step, loss, accuracy, ...} per seed. Losses of different names have different
+    scales; where they spread over more than a factor of 30 the loss axis is logarithmic.
     """
     rows = -(-len(curves) // 4)
     with _drawing(7.2, 2.5 + 0.22 * rows) as canvas:

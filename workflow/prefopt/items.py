@@ -26,9 +26,9 @@ WEAKEST_FIRST = (NOT_REPRODUCED, NOT_RUN, DIRECTION_ONLY, REPRODUCED)
 RESAMPLES = 4000
 LEVEL = 0.95
 METHOD = (
-    f"{LEVEL:.0%} percentile bootstrap over seeds and prompts at once ({RESAMPLES} resamples, fixed seed): of S seeds "
-    "S-1 and of P prompts P are drawn with replacement, the same ones for both arms of a difference; with a single "
-    "seed the interval covers the prompts only"
+    f"{100 * LEVEL:g} % percentile bootstrap over seeds and prompts at once ({RESAMPLES} resamples, fixed seed): of S "
+    "seeds S-1 and of P prompts P are drawn with replacement, the same ones for both arms of a difference; with a "
+    "single seed the interval covers the prompts only"
 )
 
 # Value per prompt of each metric; win rates in percent, the baseline arm's own value beside it.
@@ -222,7 +222,7 @@ def table(item: Mapping[str, Any]) -> pd.DataFrame:
     rows = [
         {
             "arm": f"{name} (baseline)" if arm["baseline"] else name,
-            "loss": arm["loss"]["name"],
+            "loss": _loss_text(arm["loss"]),
             "seeds": len(arm["seeds"]),
             "win rate %": with_interval(arm["summary"].get("win_rate")),
             "reward advantage": with_interval(arm["summary"].get("reward_advantage"), 2, sign=True),
@@ -231,6 +231,11 @@ def table(item: Mapping[str, Any]) -> pd.DataFrame:
         for name, arm in item["arms"].items()
     ]
     return pd.DataFrame(rows)
+
+
+def _loss_text(loss: Mapping[str, Any]) -> str:
+    params = ", ".join(f"{key} {value}" for key, value in loss.items() if key != "name")
+    return f"{loss['name']} ({params})" if params else str(loss["name"])
 
 
 def markdown(item: Mapping[str, Any]) -> str:

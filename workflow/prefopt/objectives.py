@@ -202,6 +202,8 @@ class PolicyObjective(_PairObjective):
             missing = [name for name in _NEEDED_SIGNALS.get(need, ()) if name not in self.signals]
             if missing:
                 raise ValueError(f"loss '{loss}' needs '{need}', but there is no signal {missing[0]}")
+        by_token = "tokens" in self.pair_loss.needs
+        self._used = [name for name in self.signals if by_token or not name.endswith("_token_logp")]
         for name, values in self.signals.items():
             if len(values) != self.size:
                 raise ValueError(f"signal {name}: {len(values)} rows for {self.size} pairs")
@@ -220,7 +222,7 @@ class PolicyObjective(_PairObjective):
             chosen_tokens=chosen_tokens.to(chosen_logp.dtype),
             rejected_tokens=rejected_tokens.to(chosen_logp.dtype),
             **(_token_fields(scores) if by_token else {}),
-            **{name: self._signal(name, rows, scores) for name in self.signals},
+            **{name: self._signal(name, rows, scores) for name in self._used},
         )
 
     def loss(self, model: PreTrainedModel, rows: Sequence[int], moment: Moment) -> tuple[Tensor, Sums]:

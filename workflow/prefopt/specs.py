@@ -210,7 +210,7 @@ class DispersionSpec(Closed):
     norm: Literal["per_response_mean", "sum_over_max_len"] = "per_response_mean"
     phi_mapping: Literal["identity", "half"] = "identity"
     control: Literal["shuffled", "constant", "inverse"] | None = None
-    seed: Seed = Field(0, description="of the shuffled control")
+    seed: Seed | None = Field(0, description="of the shuffled control; null where nothing is shuffled")
 
 
 class SamplingSpec(Closed):

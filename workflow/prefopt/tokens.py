@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from prefopt.errors import BadInput
+from prefopt.pairs import REFUSED_COLUMNS
 from prefopt.readers import RAW_ROLE, Message
 
 if TYPE_CHECKING:
@@ -27,19 +28,9 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
-TOKEN_COLUMNS = (
-    "pair_id",
-    "prompt_id",
-    "split",
-    "prompt_ids",
-    "chosen_ids",
-    "rejected_ids",
-    "prompt_tokens",
-    "chosen_tokens",
-    "rejected_tokens",
-)
-REFUSED_COLUMNS = ("source", "source_row", "reason", "detail")
 _SIDES = ("chosen", "rejected")
+_PARTS = ("prompt", *_SIDES)
+TOKEN_COLUMNS = ("pair_id", "prompt_id", "split", *(f"{p}_ids" for p in _PARTS), *(f"{p}_tokens" for p in _PARTS))
 _PLAIN_LABELS = {"system": "System", "user": "Human", "assistant": "Assistant"}
 _PLAIN_ANSWER = "\n\nAssistant:"
 _MARK = "sentinelanswer"
@@ -66,8 +57,8 @@ def train_tokenizer(texts: Iterable[str], kind: Literal["words", "bpe"], vocab_s
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
         if vocab_size < len(alphabet) + len(special):
             raise BadInput(
-                f"vocab_size {vocab_size} is too small for bpe: {len(alphabet)} bytes and {len(special)} special tokens "
-                f"need {len(alphabet) + len(special)}; raise it, or use kind: words"
+                f"vocab_size {vocab_size} is too small for bpe: {len(alphabet)} bytes and {len(special)} special "
+                f"tokens need {len(alphabet) + len(special)}; raise it, or use kind: words"
             )
         backend = Tokenizer(models.BPE())
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -117,8 +108,9 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
 
 
 def response_ids(tokenizer: PreTrainedTokenizerBase, text: str, template: Style) -> list[int]:
-    """Ids of a response with its end: no BOS, last what ends an assistant turn; template ``raw`` continues a raw prefix.
+    """Ids of a response, no BOS in front, and last what ends an assistant turn.
 
+    Templates as in ``render_prompt``; ``raw`` keeps white space as it is, for what continues a raw prefix.
     Raises BadInput for a text without a token.
     """
     style = style_of(tokenizer, (), template)
@@ -155,7 +147,9 @@ def end_ids(tokenizer: PreTrainedTokenizerBase, style: Style) -> list[int]:
     """
     if style == "chat":
         turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _MARK}]
-        after = _render(tokenizer, turns, generation_prompt=False).rpartition(_MARK)[2]
+        _, found, after = _render(tokenizer, turns, generation_prompt=False).rpartition(_MARK)
+        if not found:
+            raise BadInput("the chat template leaves out what the assistant says; repair it, or use template: plain")
         ids = _encode(tokenizer, [after])[0]
         special = set(_special_tokens(tokenizer).values())
         stop = next((place for place, token in enumerate(ids) if token in special), None)

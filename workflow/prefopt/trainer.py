@@ -107,11 +107,11 @@ def train(
     (state saved) or when memory runs out, FailedCheck where loss or gradient are not finite (no state saved).
     """
     if micro_batch < 1 or objective.size < 1:
-        raise BadInput(
-            f"cannot train on {objective.size} rows in micro-batches of {micro_batch}; both must be 1 or more"
-        )
-    run = _Run(model, objective, spec, seed, state_dir, _usable_micro_batch(objective, spec, micro_batch), device)
-    with torch.random.fork_rng(), _termination() as terminated:
+        raise BadInput(f"{objective.size} rows to train on, in micro-batches of {micro_batch}; both must be 1 or more")
+    micro_batch = _usable_micro_batch(objective, spec, micro_batch)
+    run = _Run(model, objective, spec, seed=seed, state_dir=state_dir, micro_batch=micro_batch, device=device)
+    gpus = range(torch.cuda.device_count()) if device == "cuda" else []
+    with torch.random.fork_rng(devices=gpus), _termination() as terminated:
         torch.manual_seed(seed)
         run.resume()
         with Progress(run.steps, "train", start=run.step, shown=progress) as bar:

@@ -61,7 +61,7 @@ class Loss(_Entry):
             _check_value(f"loss '{self.name}': parameter '{name}'", name, value, optional=known[name].default is None)
         missing = [name for name, item in known.items() if item.default is item.empty and name not in params]
         if missing:
-            raise BadInput(f"loss '{self.name}': missing parameter '{missing[0]}'; give it a number under 'params'")
+            raise BadInput(f"loss '{self.name}': missing parameter '{missing[0]}'; give it a number beside 'name'")
 
 
 @dataclass(frozen=True)

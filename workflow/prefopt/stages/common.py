@@ -36,6 +36,14 @@ def weights_of(artifact: Path) -> tuple[Path, bool]:
     return Path(snapshot_download(source["repo"], revision=source["revision"])), source["trust_remote_code"]
 
 
+def device_of(build: Build, options: RunOptions) -> str:
+    """The device this job runs on, recorded in the manifest; ``auto`` takes CUDA where there is a device."""
+    from prefopt.models import pick_device
+
+    build.device = pick_device(options.device)
+    return build.device
+
+
 def token_rows(artifact: Path, split: str | None = None) -> pd.DataFrame:
     """Token table of a tokens artifact, one split or all, with plain lists of ids.
 
@@ -69,7 +77,7 @@ def run_training(
         state_dir=build.scratch / "checkpoints",
         micro_batch=options.micro_batch,
         checkpoint_steps=options.checkpoint_steps,
-        device=options.device,
+        device=device_of(build, options),
     )
     write_lines(build.work / "metrics.jsonl", result.metrics)
     last = result.metrics[-max(1, len(result.metrics) // 10) :]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from prefopt.artifacts import Build, join_one_to_one, read_json, read_table, wri
 from prefopt.judging import ScalarJudge, judge_both_orders
 from prefopt.specs import SamplingSpec
 from prefopt.stages import RunOptions
-from prefopt.stages.common import token_rows, weights_of
+from prefopt.stages.common import device_of, token_rows, weights_of
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ def generate(build: Build, options: RunOptions) -> None:
     rows = rows.head(spec["prompts"]).reset_index(drop=True)
     pairs = read_table(build.parent("pairs") / "pairs.parquet").drop_duplicates("prompt_id").set_index("prompt_id")
     folder, trusted = weights_of(build.parent("model"))
-    model = load_causal_lm(folder, device=options.device, trust_remote_code=trusted)
+    model = load_causal_lm(folder, device=device_of(build, options), trust_remote_code=trusted)
     tokenizer = load_tokenizer(folder, trust_remote_code=trusted)
     drawn = sample(model, tokenizer, rows["prompt_ids"].tolist(), SamplingSpec.model_validate(dict(spec["sampling"])))
     generator = build.node.parents["model"].rsplit("/", 1)[-1]
@@ -76,17 +77,17 @@ def _judge(build: Build, options: RunOptions) -> ScalarJudge:
             return np.array([oracle_reward(p["text"], r["text"]) for p, r in zip(prompts, responses, strict=True)])
 
         return ScalarJudge(oracle, soft=False)
+    from prefopt.bulk import reward_responses
     from prefopt.models import load_reward_model
-    from prefopt.scoring import reward_in_batches
 
     models = []
     for folder in build.parents_like("judge").values():
         weights, trusted = weights_of(folder)
-        models.append(load_reward_model(weights, device=options.device, trust_remote_code=trusted))
+        models.append(load_reward_model(weights, device=device_of(build, options), trust_remote_code=trusted))
 
     def reward(prompts: Sequence[Any], responses: Sequence[Any]) -> np.ndarray:
         ids = [p["ids"] for p in prompts], [r["ids"] for r in responses]
-        return np.mean([reward_in_batches(m, *ids, batch_size=options.micro_batch) for m in models], axis=0)
+        return np.mean([reward_responses(m, *ids, batch_size=options.micro_batch) for m in models], axis=0)
 
     return ScalarJudge(reward, soft=True)
 
@@ -160,6 +161,13 @@ def _aligned(model: Any, baseline: Any) -> Any:
     return joined.rename(columns={"pair_id": "prompt_id"})
 
 
+def _without_nan(value: Any) -> Any:
+    """None for what a single prompt cannot have, such as a standard error: JSON has no NaN."""
+    if isinstance(value, list):
+        return [_without_nan(v) for v in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
 def win_rate(build: Build, options: RunOptions) -> None:
     """Write metrics.json with 95 % intervals over prompts, and prompts.parquet for paired comparisons."""
     from prefopt import winrate
@@ -176,6 +184,7 @@ def win_rate(build: Build, options: RunOptions) -> None:
         "avg_tokens_baseline": float(table["tokens_baseline"].mean()),
         "order_disagreement": float(((table["baseline_first"] > 1.5) != (table["model_first"] > 1.5)).mean()),
     }
+    metrics = {name: _without_nan(value) for name, value in metrics.items()}
     write_json(build.work / "metrics.json", metrics)
     table["outcome"] = outcome - 1.0
     keep = ["prompt_id", "outcome", "reward_model", "reward_baseline", "tokens_model", "tokens_baseline"]

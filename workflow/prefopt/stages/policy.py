@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from prefopt.artifacts import Build, join_one_to_one, read_table
 from prefopt.stages import RunOptions
-from prefopt.stages.common import WEIGHTS, run_training, token_rows, weights_of
+from prefopt.stages.common import WEIGHTS, device_of, run_training, token_rows, weights_of
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from prefopt.objectives import ReferenceSamples
 
 log = logging.getLogger(__name__)
 
@@ -45,18 +46,24 @@ def collect_signals(build: Build, rows: pd.DataFrame) -> dict[str, np.ndarray]:
     return signals
 
 
-def _reference_samples(folder: Path) -> dict[str, Any]:
-    table = read_table(folder / "samples.parquet")
-    return {
-        "prompt_ids": [ids.tolist() for ids in table["prompt_ids"]],
-        "response_ids": [ids.tolist() for ids in table["response_ids"]],
-        "ref_logp": table["ref_logp"].to_numpy(),
-    }
+def _regulariser(build: Build) -> ReferenceSamples | None:
+    from prefopt.objectives import ReferenceSamples
+
+    if build.node.spec["regulariser"] is None:
+        return None
+    start, end = build.node.spec["regulariser"]["forward_kl"]["gamma"]
+    table = read_table(build.parent("samples") / "samples.parquet")
+    return ReferenceSamples(
+        gamma=(start, end),
+        prompt_ids=[ids.tolist() for ids in table["prompt_ids"]],
+        response_ids=[ids.tolist() for ids in table["response_ids"]],
+        ref_logp=table["ref_logp"].tolist(),
+        seed=build.node.spec["seed"],
+    )
 
 
 def train_policy(build: Build, options: RunOptions) -> None:
     """Fine-tune from the reference model with one loss of LOSSES, plus gamma(t) KL(ref || policy) where declared."""
-    from prefopt.losses import get_loss
     from prefopt.models import load_causal_lm, load_tokenizer, save_model
     from prefopt.objectives import PolicyObjective
 
@@ -64,16 +71,15 @@ def train_policy(build: Build, options: RunOptions) -> None:
     rows = token_rows(build.parent("tokens"), "train")
     folder, trusted = weights_of(build.parent("model"))
     model = load_causal_lm(
-        folder, device=options.device, precision=spec["train"]["precision"], trust_remote_code=trusted
+        folder, device=device_of(build, options), precision=spec["train"]["precision"], trust_remote_code=trusted
     )
     objective = PolicyObjective(
         *(rows[name].tolist() for name in ("prompt_ids", "chosen_ids", "rejected_ids")),
         pair_ids=rows["pair_id"].to_numpy(),
-        loss=get_loss(spec["loss"]["name"]),
+        loss=spec["loss"]["name"],
         loss_params=dict(spec["loss"]["params"]),
         signals=collect_signals(build, rows),
-        gamma=spec["regulariser"]["forward_kl"]["gamma"] if spec["regulariser"] else None,
-        samples=_reference_samples(build.parent("samples")) if build.has_parent("samples") else None,
+        regulariser=_regulariser(build),
     )
     if build.has_parent("reference"):
         first = list(range(min(options.micro_batch, len(rows))))

@@ -9,7 +9,7 @@ import numpy as np
 
 from prefopt.artifacts import Build, join_one_to_one, read_table, write_json, write_table
 from prefopt.stages import RunOptions
-from prefopt.stages.common import WEIGHTS, run_training, token_rows, weights_of
+from prefopt.stages.common import WEIGHTS, device_of, run_training, token_rows, weights_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +43,7 @@ def train_reward(build: Build, options: RunOptions) -> None:
     seeds = build.node.spec["seeds"]
     rows = _member_rows(token_rows(build.parent("tokens"), build.node.spec["split"]), build)
     folder, trusted = weights_of(build.parent("model"))
-    model = new_reward_model(folder, seeds["init"], device=options.device, trust_remote_code=trusted)
+    model = new_reward_model(folder, seeds["init"], device=device_of(build, options), trust_remote_code=trusted)
     columns = (rows[name].tolist() for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
     run_training(build, options, model, RewardObjective(*columns), seeds["order"])
     held_out = _accuracy(model, token_rows(build.parent("tokens"), "test"), options.micro_batch)
@@ -53,10 +53,10 @@ def train_reward(build: Build, options: RunOptions) -> None:
 
 
 def _accuracy(model: object, rows: pd.DataFrame, batch_size: int) -> float:
-    from prefopt.scoring import reward_in_batches
+    from prefopt.bulk import reward_responses
 
     chosen, rejected = (
-        reward_in_batches(model, rows["prompt_ids"].tolist(), rows[f"{side}_ids"].tolist(), batch_size=batch_size)
+        reward_responses(model, rows["prompt_ids"].tolist(), rows[f"{side}_ids"].tolist(), batch_size=batch_size)
         for side in ("chosen", "rejected")
     )
     return round(float((chosen > rejected).mean()), 6)
@@ -66,15 +66,15 @@ def score_rewards(build: Build, options: RunOptions) -> None:
     """Write scores.parquet: the member's reward of both responses of every pair."""
     import pandas as pd
 
+    from prefopt.bulk import reward_responses
     from prefopt.models import load_reward_model
-    from prefopt.scoring import reward_in_batches
 
     rows = token_rows(build.parent("tokens"))
     folder, trusted = weights_of(build.parent("reward"))
-    model = load_reward_model(folder, device=options.device, trust_remote_code=trusted)
+    model = load_reward_model(folder, device=device_of(build, options), trust_remote_code=trusted)
     table = {"pair_id": rows["pair_id"], "split": rows["split"]}
     for side in ("chosen", "rejected"):
-        table[f"{side}_reward"] = reward_in_batches(
+        table[f"{side}_reward"] = reward_responses(
             model, rows["prompt_ids"].tolist(), rows[f"{side}_ids"].tolist(), batch_size=options.micro_batch
         )
     table = pd.DataFrame(table)

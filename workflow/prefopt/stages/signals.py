@@ -9,7 +9,7 @@ import numpy as np
 from prefopt.artifacts import Build, join_one_to_one, read_json, read_table, write_json, write_table
 from prefopt.specs import DispersionSpec, SamplingSpec
 from prefopt.stages import RunOptions
-from prefopt.stages.common import WEIGHTS, run_training, token_rows, weights_of
+from prefopt.stages.common import WEIGHTS, device_of, run_training, token_rows, weights_of
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ def train_sft(build: Build, options: RunOptions) -> None:
 
     rows = token_rows(build.parent("tokens"), "train")
     folder, trusted = weights_of(build.parent("base"))
-    model = load_causal_lm(folder, device=options.device, trust_remote_code=trusted)
+    model = load_causal_lm(folder, device=device_of(build, options), trust_remote_code=trusted)
     objective = SftObjective(rows["prompt_ids"].tolist(), rows["chosen_ids"].tolist())
     run_training(build, options, model, objective, build.node.spec["seed"])
     save_model(model, load_tokenizer(folder, trust_remote_code=trusted), build.work / WEIGHTS)
@@ -31,17 +31,17 @@ def score_reference(build: Build, options: RunOptions) -> None:
     """Write scores.parquet: per pair log-probability, length and mean token entropy of both responses."""
     import pandas as pd
 
+    from prefopt.bulk import score_responses
     from prefopt.models import load_causal_lm
-    from prefopt.scoring import score_in_batches
 
     rows = token_rows(build.parent("tokens"))
     folder, trusted = weights_of(build.parent("model"))
     model = load_causal_lm(
-        folder, device=options.device, precision=build.node.spec["precision"], trust_remote_code=trusted
+        folder, device=device_of(build, options), precision=build.node.spec["precision"], trust_remote_code=trusted
     )
     table = {"pair_id": rows["pair_id"], "split": rows["split"]}
     for side in ("chosen", "rejected"):
-        scores = score_in_batches(
+        scores = score_responses(
             model, rows["prompt_ids"].tolist(), rows[f"{side}_ids"].tolist(), batch_size=options.micro_batch
         )
         table |= {f"{side}_{name}": scores[name] for name in ("logp", "tokens", "entropy")}
@@ -61,18 +61,18 @@ def sample_reference(build: Build, options: RunOptions) -> None:
     """Write samples.parquet: one reference response per train prompt with its log-probability."""
     import pandas as pd
 
+    from prefopt.bulk import score_responses
     from prefopt.generation import generate
     from prefopt.models import load_causal_lm, load_tokenizer
-    from prefopt.scoring import score_in_batches
 
     rows = token_rows(build.parent("tokens"), "train").drop_duplicates("prompt_id").reset_index(drop=True)
     folder, trusted = weights_of(build.parent("model"))
-    model = load_causal_lm(folder, device=options.device, trust_remote_code=trusted)
+    model = load_causal_lm(folder, device=device_of(build, options), trust_remote_code=trusted)
     tokenizer = load_tokenizer(folder, trust_remote_code=trusted)
     sampling = SamplingSpec.model_validate(dict(build.node.spec))
     prompts = rows["prompt_ids"].tolist()
     drawn = generate(model, tokenizer, prompts, sampling)
-    scores = score_in_batches(model, prompts, drawn.response_ids, batch_size=options.micro_batch)
+    scores = score_responses(model, prompts, drawn.response_ids, batch_size=options.micro_batch)
     table = pd.DataFrame(
         {
             "prompt_id": rows["prompt_id"],

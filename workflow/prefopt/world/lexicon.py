@@ -6,19 +6,37 @@ END = "."
 
 # topic: (things, doings)
 TOPICS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "garden": (("rose", "hedge", "bench", "spade", "fountain", "lawn", "tulip", "gate"), ("plant", "water", "trim")),
-    "kitchen": (("stove", "kettle", "spoon", "oven", "plate", "bowl", "table", "jar"), ("cook", "bake", "taste")),
-    "river": (("boat", "bridge", "bank", "stream", "ferry", "reed", "canoe", "paddle"), ("cross", "row", "follow")),
-    "school": (("book", "desk", "pencil", "lesson", "board", "class", "map", "ruler"), ("read", "study", "learn")),
-    "harbour": (("ship", "sail", "anchor", "rope", "crane", "dock", "net", "mast"), ("load", "launch", "steer")),
-    "forest": (("path", "moss", "oak", "fern", "log", "trail", "pine", "branch"), ("explore", "climb", "gather")),
+    "garden": (
+        ("rose", "hedge", "bench", "spade", "fountain", "lawn", "tulip", "gate"),
+        ("plant", "water", "trim", "admire"),
+    ),
+    "kitchen": (
+        ("stove", "kettle", "spoon", "oven", "plate", "bowl", "table", "jar"),
+        ("cook", "bake", "taste", "serve"),
+    ),
+    "river": (
+        ("boat", "bridge", "bank", "stream", "ferry", "reed", "canoe", "paddle"),
+        ("cross", "row", "follow", "reach"),
+    ),
+    "school": (
+        ("book", "desk", "pencil", "lesson", "board", "class", "map", "ruler"),
+        ("read", "study", "learn", "share"),
+    ),
+    "harbour": (
+        ("ship", "sail", "anchor", "rope", "crane", "dock", "net", "mast"),
+        ("load", "launch", "steer", "paint"),
+    ),
+    "forest": (
+        ("path", "moss", "oak", "fern", "log", "trail", "pine", "branch"),
+        ("explore", "climb", "gather", "enjoy"),
+    ),
     "workshop": (
         ("hammer", "drill", "saw", "nail", "plank", "wheel", "screw", "engine"),
-        ("build", "repair", "polish"),
+        ("build", "repair", "polish", "design"),
     ),
     "theatre": (
         ("stage", "curtain", "mask", "costume", "drum", "violin", "ticket", "song"),
-        ("watch", "praise", "visit"),
+        ("watch", "praise", "visit", "applaud"),
     ),
 }
 

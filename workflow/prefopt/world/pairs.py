@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations, islice
+from itertools import combinations
 
 import numpy as np
 
@@ -22,7 +22,7 @@ MAX_CANDIDATES = 12
 
 @dataclass(frozen=True)
 class WorldParams:
-    """What to generate. Equal parameters give equal pairs; only `labels` and the phis leave the texts as they are."""
+    """What to generate. Equal parameters give equal pairs; without `rho`, labels and phis only swap their responses."""
 
     seed: int = 0
     domain: str = "home"  # "home" or "away": other phrasings and pairs of topics, no prompt in common

@@ -78,7 +78,7 @@ OPEN_PHRASINGS = {
     ),
 }
 # Words that the away phrasings alone would introduce are taught by these home frames.
-OPEN_FRAMES = {"home": ("{q}", "from one friend {q}", "both of us ask {q}"), "away": ("{q}",)}
+OPEN_FRAMES = {"home": ("{q}", "from one friend {q}", "both ask {q}"), "away": ("{q}",)}
 
 
 @dataclass(frozen=True)

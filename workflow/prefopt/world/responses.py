@@ -18,7 +18,7 @@ SCRAMBLED = 0.08  # share with one sentence out of order
 REPEATED = 0.08  # share of open responses that say a sentence twice
 SENTENCES, SENTENCE_WEIGHTS = (1, 2, 3, 4, 5), (4, 5, 6, 4, 3)
 PREFACED = 0.4
-REMARK_WEIGHTS = {"": 0.4, "sure": 0.37, "unsure": 0.23}
+REMARK_WEIGHTS = {"": 0.4, "sure": 0.39, "unsure": 0.21}
 LONG_REMARK = 0.4
 
 _ALL_THINGS = tuple(word for word, name in lex.CLASS.items() if name == "THING")

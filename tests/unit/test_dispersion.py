@@ -1,0 +1,167 @@
+"""The dispersion estimator against its vectors, from logits to weights."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from prefopt.dispersion import (
+    apply_control,
+    check_weights,
+    dispersion_weight,
+    neg_log_dispersion,
+    normalised_entropy,
+    phi_star,
+)
+from prefopt.errors import BadInput, FailedCheck
+from scipy.special import log_softmax
+
+VOCAB = 4
+# Logits of each response position, chosen and rejected.
+PAIRS = {
+    "A": ([[2, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]], [[3, 0, 0, 0], [0, 1, 2, 3]]),
+    "B": ([[6, 0, 0, 0], [5, 0, 0, 0]], [[4, 0, 0, 0]]),
+    "C": ([[0.5, 0, 0, 0]], [[0, 0, 0, 0], [0.2, 0.1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]),
+}
+
+
+def token_entropies(logits) -> np.ndarray:
+    logp = log_softmax(np.array(logits, dtype=float), axis=1)
+    return -(np.exp(logp) * logp).sum(axis=1)
+
+
+def estimate(names="ABC", **options) -> np.ndarray:
+    sides = [[token_entropies(PAIRS[name][side]) for name in names] for side in (0, 1)]
+    means = [[entropies.mean() for entropies in side] for side in sides]
+    lengths = [[len(entropies) for entropies in side] for side in sides]
+    return normalised_entropy(*means, *lengths, VOCAB, **options)
+
+
+def test_token_entropies_of_the_fixture():
+    chosen, rejected = (token_entropies(side) for side in PAIRS["A"])
+    np.testing.assert_allclose(chosen, [0.9182837654579437, 1.2753502894481634, math.log(4)], rtol=1e-13)
+    np.testing.assert_allclose(rejected, [0.529060794535233, 0.9475369639754254], rtol=1e-13)
+
+
+def test_per_response_mean_vectors():
+    np.testing.assert_allclose(estimate(), [0.6966804473270681, 0.12523257199234306, 0.9792931075556498], rtol=1e-12)
+    np.testing.assert_allclose(-np.log(estimate()), [0.36142844203477764, 2.07758269446855, 0.020924286413874203])
+
+
+def test_sum_over_max_len_vector():
+    entropy = estimate("A", norm="sum_over_max_len")
+    np.testing.assert_allclose(entropy, [0.6079187696774396], rtol=1e-12)
+    assert -math.log(entropy[0]) == pytest.approx(0.4977140084457907, rel=1e-12)
+    # Without dividing by the length the sum is 1.82 > 1, and its -log negative: an inverted preference.
+    assert 3 * entropy[0] == pytest.approx(1.8237563090323188, rel=1e-12)
+
+
+def test_calibration_vectors():
+    star = phi_star(estimate())
+    assert star == pytest.approx(1.2195442091899888, rel=1e-12)
+    weight = dispersion_weight(estimate(), star)
+    np.testing.assert_allclose(weight, [0.44077796352007265, 2.5337039441524536, 0.02551809232747304], rtol=1e-11)
+    assert weight.mean() == pytest.approx(1.0, rel=1e-14)
+
+
+def test_sure_prompts_weigh_more():
+    weight = dispersion_weight([0.1, 0.5, 0.9], phi_star([0.1, 0.5, 0.9]))
+    assert (np.diff(weight) < 0).all()
+    assert (weight > 0).all()
+
+
+@pytest.mark.parametrize("norm", ["per_response_mean", "sum_over_max_len"])
+def test_entropy_is_clamped_so_that_weights_stay_positive_and_finite(norm):
+    # A model that is entirely sure, and one that is entirely unsure with float32 noise above log V.
+    entropy = normalised_entropy([0.0, np.log(4) + 1e-7], [0.0, np.log(4) + 1e-7], [3, 3], [3, 3], VOCAB, norm=norm)
+    np.testing.assert_allclose(entropy, [1e-6, 1 - 1e-6], rtol=1e-12)
+    weight = dispersion_weight(entropy, 1.0)
+    assert np.isfinite(weight).all()
+    assert (weight > 0).all()
+
+
+def test_norms_agree_at_equal_lengths():
+    arguments = [0.3, 0.9], [0.5, 0.2], [4, 6], [4, 6], 10
+    np.testing.assert_allclose(
+        normalised_entropy(*arguments), normalised_entropy(*arguments, norm="sum_over_max_len"), rtol=1e-14
+    )
+
+
+def test_mappings_to_lambda():
+    np.testing.assert_array_equal(neg_log_dispersion([0.5, 2.0]), [0.5, 2.0])
+    np.testing.assert_array_equal(neg_log_dispersion([0.5, 2.0], mapping="half"), [0.25, 1.0])
+    # A mean prompt: phi = exp(-1) = .368, or exp(-1/2) = .607, where the theta link is plain DPO.
+    assert math.exp(-neg_log_dispersion(1.0, mapping="half")) == pytest.approx(0.60653, abs=1e-5)
+
+
+def test_controls():
+    rng = np.random.default_rng(0)
+    weight, train = rng.uniform(0.2, 3, 60), np.arange(60) < 40
+    weight[train] /= weight[train].mean()
+    np.testing.assert_array_equal(apply_control(weight, train, None), weight)
+    np.testing.assert_array_equal(apply_control(weight, train, "constant"), np.ones(60))
+
+    inverse = apply_control(weight, train, "inverse")
+    assert inverse[train].mean() == pytest.approx(1.0, rel=1e-14)
+    np.testing.assert_allclose(np.ptp(inverse * weight), 0, atol=1e-12)  # inverse * weight is one constant
+
+    shuffled = apply_control(weight, train, "shuffled", seed=3)
+    for part in (train, ~train):
+        np.testing.assert_array_equal(np.sort(shuffled[part]), np.sort(weight[part]))
+    assert (shuffled != weight).mean() > 0.8
+    np.testing.assert_array_equal(shuffled, apply_control(weight, train, "shuffled", seed=3))
+    assert (shuffled != apply_control(weight, train, "shuffled", seed=4)).any()
+
+
+def test_controls_leave_their_input_alone():
+    weight = np.array([0.5, 1.5, 1.0])
+    for control in ("shuffled", "inverse", "constant", None):
+        apply_control(weight, [True, True, False], control)[:] = -1
+    np.testing.assert_array_equal(weight, [0.5, 1.5, 1.0])
+
+
+def test_check_weights_accepts_calibrated_weights():
+    check_weights(dispersion_weight(estimate(), phi_star(estimate())), [True] * 3)
+    check_weights([0.5, 1.5, 9.0], [True, True, False])
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        ([1.0, 1.0, 1.0], "same on every training pair"),
+        ([-0.5, 2.5, 1.0], "row 0 is -0.5; all must be positive"),
+        ([0.5, 1.5, math.nan], "row 2 is nan"),
+        ([0.5, 1.0, 1.0], "mean over 2 training pairs is 0.75, not 1"),
+    ],
+)
+def test_check_weights_finds_what_is_wrong(weight, message):
+    with pytest.raises(FailedCheck, match=message):
+        check_weights(weight, [True, True, False])
+
+
+def test_check_weights_needs_training_pairs():
+    with pytest.raises(FailedCheck, match="mean over 0 training pairs"):
+        check_weights([0.5, 1.5], [False, False])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: normalised_entropy([0.1, -0.5], [0.1, 0.1], [1, 1], [1, 1], VOCAB), "chosen_entropy: row 1 is -0.5"),
+        (lambda: normalised_entropy([0.1], [math.nan], [1], [1], VOCAB), "rejected_entropy: row 0 is nan"),
+        # A sum over ten tokens given for a mean: above log 4.
+        (lambda: normalised_entropy([9.0], [0.1], [10], [1], VOCAB), "expected nats per token <= 1.386"),
+        (lambda: normalised_entropy([0.1], [0.1], [0], [1], VOCAB, norm="sum_over_max_len"), "at least one token"),
+        (lambda: normalised_entropy([0.1], [0.1], [1], [1], VOCAB, norm="mean"), "unknown norm 'mean'"),
+        (lambda: phi_star([]), "no training pairs"),
+        (lambda: phi_star([0.5, 1.0]), "row 1 is 1.0"),
+        (lambda: dispersion_weight([0.0], 1.0), "row 0 is 0.0"),
+        (lambda: dispersion_weight([0.5], -0.29), "preference would be inverted"),
+        (lambda: neg_log_dispersion([1.0], mapping="halves"), "did you mean 'half'"),
+        (lambda: apply_control([1.0], [True], "shufled"), "did you mean 'shuffled'"),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    with pytest.raises(BadInput, match=message):
+        call()

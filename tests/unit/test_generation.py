@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+from prefopt.errors import BadInput
+from prefopt.generation import generate
+from prefopt.specs import SamplingSpec
+from transformers import GenerationConfig
+
+PROMPTS = [[tiny.BOS, *row] for row in tiny.token_rows(10, 1, 9, seed=2)]
+
+
+@pytest.fixture
+def model():
+    """A model that is sure enough of itself to end now and then: embeddings ten times the usual size."""
+    model = tiny.causal_lm()
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(10)
+    return model
+
+
+def run(model, prompts=PROMPTS, **settings):
+    sampling = SamplingSpec(**{"max_new_tokens": 20, "batch_size": 4, **settings})
+    return generate(model, tiny.tokenizer(), prompts, sampling, progress=False)
+
+
+def greedy_by_hand(model, prompt, length):
+    ids = list(prompt)
+    for _ in range(length):
+        ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        if ids[-1] == tiny.EOS:
+            break
+    return ids[len(prompt) :]
+
+
+def test_temperature_zero_is_the_argmax_at_every_step_whatever_the_batch(model):
+    expected = [greedy_by_hand(model, prompt, 20) for prompt in PROMPTS]
+    for batch_size in (1, 4, 10):
+        assert run(model, temperature=0.0, batch_size=batch_size).response_ids == expected
+
+
+def test_responses_end_with_the_first_end_token_or_at_the_limit_and_hold_no_padding(model):
+    out = run(model, prompts=PROMPTS * 20, batch_size=64)
+    assert 0 < sum(out.ended) < len(out.ended)
+    for response, ended in zip(out.response_ids, out.ended, strict=True):
+        assert response.count(tiny.EOS) == ended
+        assert (response[-1] == tiny.EOS) == ended
+        assert ended or len(response) == 20
+
+
+def test_the_same_seed_gives_the_same_responses_another_seed_others(model):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first = run(model)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(99)
+    assert run(model) == first
+    assert run(model, seed=1) != first
+    again = run(model, prompts=PROMPTS[:4] * 2)
+    assert again.response_ids[:4] != again.response_ids[4:]  # every batch has a seed of its own
+
+
+def test_sampling_frequencies_are_the_tempered_probabilities(model):
+    prompt, temperature, draws = PROMPTS[0], 0.7, 4000
+    out = run(model, prompts=[prompt] * draws, max_new_tokens=1, temperature=temperature, batch_size=1000)
+    seen = torch.bincount(torch.tensor([r[0] for r in out.response_ids]), minlength=tiny.WORDS) / draws
+    with torch.no_grad():
+        expected = torch.softmax(model(torch.tensor([prompt])).logits[0, -1] / temperature, dim=-1)
+    assert (seen - expected).abs().max() < 4 * (0.25 / draws) ** 0.5
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_p(model):
+    prompt, top_p = PROMPTS[1], 0.5
+    with torch.no_grad():
+        probabilities = torch.softmax(model(torch.tensor([prompt])).logits[0, -1], dim=-1)
+    values, order = probabilities.sort(descending=True)
+    kept = order[: int((values.cumsum(0) < top_p).sum()) + 1].tolist()
+    out = run(model, prompts=[prompt] * 500, max_new_tokens=1, top_p=top_p, batch_size=250)
+    assert {r[0] for r in out.response_ids} == set(kept)
+
+
+def test_the_models_own_decoding_defaults_are_not_used_and_are_left_in_place(model):
+    plain = run(model)
+    own = GenerationConfig(temperature=0.01, top_k=1, do_sample=True, repetition_penalty=9.0, eos_token_id=2)
+    model.generation_config = own
+    assert run(model) == plain
+    assert model.generation_config is own
+
+
+def test_end_tokens_of_the_generation_config_end_a_response_too(model):
+    model.generation_config.eos_token_id = [tiny.EOS, 7]
+    out = run(model, prompts=PROMPTS * 20, batch_size=64)
+    assert any(r[-1] == 7 for r in out.response_ids)
+    assert all(not {tiny.EOS, 7} & set(r[:-1]) for r in out.response_ids)
+
+
+def test_prompts_that_do_not_fit_are_refused(model):
+    with pytest.raises(BadInput, match="9 tokens and max_new_tokens 56 exceed the model's 64 positions"):
+        run(model, prompts=[[1] * 9], max_new_tokens=56)
+    with pytest.raises(BadInput, match="prompt 1 has no tokens"):
+        run(model, prompts=[[1], []])
+    assert run(model, prompts=[]) == ([], [])
