@@ -6,16 +6,17 @@ import random
 
 import pytest
 import torch
-from prefopt.models import new_causal_lm
-from prefopt.objectives import PolicyObjective, rows_of_stream
-from prefopt.scoring import response_scores
-from prefopt.specs import ScratchModel, TrainSpec
-from prefopt.trainer import train
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from torch.utils.data import SequentialSampler
 from transformers import PreTrainedTokenizerFast
+
+from prefopt.models import new_causal_lm
+from prefopt.objectives import PolicyObjective, rows_of_stream
+from prefopt.scoring import response_scores
+from prefopt.specs import ScratchModel, TrainSpec
+from prefopt.trainer import train
 
 datasets = pytest.importorskip("datasets")
 trl = pytest.importorskip("trl")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
 from prefopt.artifacts import Node, building, read_json, read_table, write_json, write_lines, write_table
 from prefopt.items import collect_item
 

@@ -7,6 +7,7 @@ import json
 
 import pandas as pd
 import pytest
+
 from prefopt import artifacts
 from prefopt.artifacts import MANIFEST, Node, building, read_json, verify_artifact
 from prefopt.errors import BadInput

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import yaml
+
 from prefopt.config import item_files, load_config, load_item, load_yaml, parse
 from prefopt.errors import BadInput
 from prefopt.schema import schemas

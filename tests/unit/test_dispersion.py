@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 import pytest
+from scipy.special import log_softmax
+
 from prefopt.dispersion import (
     apply_control,
     check_weights,
@@ -15,7 +17,6 @@ from prefopt.dispersion import (
     phi_star,
 )
 from prefopt.errors import BadInput, FailedCheck
-from scipy.special import log_softmax
 
 VOCAB = 4
 # Logits of each response position, chosen and rejected.

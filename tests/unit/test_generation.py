@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
+from transformers import GenerationConfig
+
+import tiny
 from prefopt.errors import BadInput
 from prefopt.generation import generate
 from prefopt.specs import SamplingSpec
-from transformers import GenerationConfig
 
 PROMPTS = [[tiny.BOS, *row] for row in tiny.token_rows(10, 1, 9, seed=2)]
 

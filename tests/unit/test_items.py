@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+
 from prefopt import items
 from prefopt.errors import FailedCheck
 

@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
+
 from prefopt.batch import PairBatch
 from prefopt.losses import LOSSES
 

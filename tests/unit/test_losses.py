@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+
 from prefopt.batch import PairBatch
 from prefopt.errors import BadInput
 from prefopt.losses import (

@@ -8,6 +8,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
+
 from prefopt.errors import BadInput
 from prefopt.losses.mallows import log_link
 from prefopt.mallows import (

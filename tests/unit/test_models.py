@@ -3,8 +3,10 @@ from __future__ import annotations
 import json
 
 import pytest
-import tiny
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import tiny
 from prefopt.errors import BadInput
 from prefopt.models import (
     load_causal_lm,
@@ -15,7 +17,6 @@ from prefopt.models import (
     pick_device,
     save_model,
 )
-from transformers import GPT2Config, GPT2LMHeadModel
 
 IDS = torch.tensor([[1, 5, 9, 7]])
 

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from prefopt.errors import BadInput
 from prefopt.pairs import PAIR_COLUMNS, REFUSED_COLUMNS, build_pairs, digest63, read_source, split_of, summarise
 from prefopt.specs import DataSpec, FilesSource, HubSource, SplitSpec, WorldSource
@@ -190,7 +191,11 @@ BAD_FILES = {
     "gzip": ("a.jsonl.gz", b"no gzip", r"a.jsonl.gz: cannot be read"),
     "cut gzip": ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99)[:-9], r"a.jsonl.gz: .*"),
     "parquet": ("a.parquet", b"PAR1", r"a.parquet: not a readable parquet file"),
-    "csv fields": ("a.csv", b'prompt,chosen,rejected\n"a\nb",c,d\ne,f\n', r"a.csv: line 4: 2 fields, the header has 3"),
+    "csv fields": (
+        "a.csv",
+        b'prompt,chosen,rejected\n"a\nb",c,d\n"e\ne",f\n',
+        r"a.csv: line 4: 2 fields, the header has 3",
+    ),
     "csv columns": ("a.csv", b"prompt,prompt\n", r"a.csv: line 1: column 'prompt' stands twice"),
     "csv quote": ("a.csv", b'prompt,chosen,rejected\n"a"b,c,d\n', r"a.csv: line 2: not CSV"),
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from prefopt.errors import BadInput
 from prefopt.plan import load_plan
 
@@ -161,6 +162,7 @@ def test_editing_a_data_file_changes_every_id_moving_it_none(planned, tmp_path, 
         ({"evaluate": {"judge": {"members": 1, "train": TRAIN}}}, "trains on 'split: judge'"),
         ({"data": {"source": {"kind": "files", "paths": ["gone.jsonl"]}}}, "gone.jsonl: no such file"),
         ({"data": "no_such_set"}, "no such file"),
+        ({"tokens": {"max_prompt_tokens": 80, "max_length": 90}}, "up to 112 tokens"),
         ({"model": {"kind": "local", "path": "nowhere"}}, "no config.json, so this is no Hugging Face model folder"),
         (
             {"expect": [{"claim": "c", "arm": "dop", "metric": "win_rate", "than": "dpo", "source": "s"}]},

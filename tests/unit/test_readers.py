@@ -8,6 +8,7 @@ import json
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from prefopt.errors import BadInput
 from prefopt.readers import READERS, REASONS, BadRow, RawPair, Refused, find_reader, meta_json, read_row
 

@@ -7,8 +7,9 @@ import shutil
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 
-import finished_results
 import pytest
+
+import finished_results
 from prefopt import figures
 from prefopt.artifacts import read_json
 from prefopt.report import NOT_MADE, collect_report, cost, render_report
@@ -208,9 +209,9 @@ def test_long_curves_are_thinned_to_their_means():
     assert len(svg) < 60_000
     steps, values = figures._binned([1, 2, 3, 4], [0.0, 1.0, 0.0, 1.0])
     assert list(values) == [0.0, 1.0, 0.0, 1.0]
-    steps, values = figures._binned(range(600), [0.0, 1.0] * 300)
+    steps, values = figures._binned(range(800), [0.0, 1.0] * 400)
     assert set(values) == {0.5}
-    assert steps[0] == 1.5  # the mean of steps 0..3
+    assert steps[0] == 9.5  # the mean of steps 0..19: 800 steps in 40 groups
 
 
 def test_inline_keeps_references_together():

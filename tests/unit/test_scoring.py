@@ -3,12 +3,13 @@ from __future__ import annotations
 import logging
 
 import pytest
-import tiny
 import torch
-from prefopt.models import new_reward_model, save_model, set_precision
-from prefopt.scoring import length_batches, projects_linearly, response_scores, reward_scores
 from torch import nn
 from transformers import Gemma2Config, Gemma2ForCausalLM, OPTConfig, OPTForCausalLM
+
+import tiny
+from prefopt.models import new_reward_model, save_model, set_precision
+from prefopt.scoring import length_batches, projects_linearly, response_scores, reward_scores
 
 ROWS = tiny.pairs(7, seed=3)
 PROMPTS, RESPONSES = ROWS["prompt_ids"], ROWS["chosen_ids"]

@@ -9,6 +9,8 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
 from prefopt.errors import BadInput
 from prefopt.pairs import build_pairs, digest63
 from prefopt.specs import DataSpec, FilesSource, TokensSpec
@@ -23,7 +25,6 @@ from prefopt.tokens import (
     tokenize_pairs,
     train_tokenizer,
 )
-from transformers import AutoTokenizer
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 TEXTS = ["count to three please", "one two three", "one two", "say it again", "three two one zero"] * 3

@@ -10,8 +10,9 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import finished_results
 import pytest
+
+import finished_results
 from prefopt import tracking
 from prefopt.artifacts import outputs_digest, read_json, read_lines, write_json
 

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
+from transformers import get_scheduler
+
+import tiny
+from prefopt import progress
 from prefopt.errors import EXIT_TRY_AGAIN, BadInput, FailedCheck, TryAgain
 from prefopt.losses import LOSSES
 from prefopt.models import new_reward_model, save_model
@@ -27,7 +30,6 @@ from prefopt.objectives import (
 from prefopt.scoring import response_scores, reward_scores
 from prefopt.specs import TrainSpec
 from prefopt.trainer import micro_batches, new_optimizer, rate_factor, total_steps, train
-from transformers import get_scheduler
 
 SIZE = 23
 PAIRS = tiny.pairs(SIZE, seed=1)
@@ -409,6 +411,20 @@ def test_memory_exhaustion_is_told_as_try_again(tmp_path):
 def test_nothing_to_train_on_is_bad_input(tmp_path):
     with pytest.raises(BadInput, match="0 rows to train on"):
         run(tmp_path, objective=SftObjective([], []))
+
+
+def test_progress_without_a_terminal_is_a_line_every_tenth_at_most_every_ten_seconds(monkeypatch, capsys):
+    clock = iter(range(0, 10_000, 4))  # 4 s per step, 400 s in all
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    with progress.Progress(100, "train") as bar:
+        for _ in range(100):
+            bar.advance("loss 0.5")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in lines] == [f"train: {n}/100" for n in range(10, 101, 10)]
+    assert lines[1] == "train: 20/100, about 05:20 left, loss 0.5"
+    with progress.Progress(100, "quick", shown=False) as bar:
+        bar.advance()
+    assert not capsys.readouterr().err
 
 
 def test_bf16_trains_fp32_weights(tmp_path):

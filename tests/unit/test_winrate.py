@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+
 from prefopt.errors import BadInput
 from prefopt.winrate import bootstrap_interval, combine_orders, paired_difference, seed_interval, win_rate
 

@@ -7,8 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
 from prefopt.errors import BadInput
 from prefopt.world import (
+    LENGTH_PREFERENCE,
     WorldParams,
     all_prompts,
     asked,
@@ -154,7 +156,7 @@ def test_open_answers_are_worth_their_relevance():
     assert parts["relevance"] == pytest.approx(3.0)
     assert parts["coverage"] == pytest.approx(0.5)
     assert parts["grammar"] == 1.0
-    assert parts["length"] == pytest.approx(-1.1 * math.expm1(-12 / 15))
+    assert parts["length"] == pytest.approx(-LENGTH_PREFERENCE * math.expm1(-12 / 15))
     # child only, one of four
     assert reward_parts(GARDEN, off)["relevance"] == pytest.approx(3.0 / 4)
     assert oracle_reward(GARDEN, on) == pytest.approx(sum(parts.values()))
@@ -165,6 +167,9 @@ def test_repeating_and_scrambling_lose_and_a_friendly_word_wins_a_little():
     reward = oracle_reward(GARDEN, text)
     assert oracle_reward(GARDEN, f"{text} {text}") < reward - 0.5
     assert oracle_reward(GARDEN, "rose the is old . the gate is new .") < reward - 0.5
+    assert reward_parts(GARDEN, f"{text} {text}")["grammar"] == 0.5
+    # two things named, one of them distinct
+    assert reward_parts(GARDEN, "the rose is old . the rose is new .")["relevance"] == pytest.approx(3.0 / 2)
     friendly, unfriendly = text.replace("old", "bright"), text.replace("old", "gloomy")
     assert oracle_reward(GARDEN, friendly) - reward == pytest.approx(0.3)
     assert reward - oracle_reward(GARDEN, unfriendly) == pytest.approx(0.3)
@@ -178,7 +183,7 @@ def test_the_length_preference_is_mild_and_saturates():
     gains = np.diff(rewards)
     assert (gains > 0).all()
     assert (np.diff(gains) < 0).all()
-    assert rewards[-1] < 1.1
+    assert rewards[-1] < LENGTH_PREFERENCE
     assert reward_parts(GARDEN, sentences[0], length_preference=0.0)["length"] == 0.0
 
 
@@ -220,8 +225,8 @@ def test_the_best_response_is_above_the_95th_percentile_of_the_candidates():
 def test_the_oracle_prefers_the_longer_response_in_61_percent(domain):
     """2405.19316: after relabelling, the response with >= 10 % more tokens is preferred in 61 % of pairs."""
     wins = []
-    for seed in range(2):
-        params = WorldParams(seed=seed, domain=domain, prompts=3000, pairs=6000, labels="oracle")
+    for seed in range(20, 25):
+        params = WorldParams(seed=seed, domain=domain, prompts=3000, pairs=3000, labels="oracle")
         lengths = np.array([words(pair) for pair in generate_pairs(params)])
         gap = lengths.max(axis=1) >= 1.1 * lengths.min(axis=1)
         assert gap.mean() > 0.75

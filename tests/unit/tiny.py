@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 
-from prefopt.models import new_causal_lm
-from prefopt.specs import ScratchModel
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
+
+from prefopt.models import new_causal_lm
+from prefopt.specs import ScratchModel
 
 WORDS = 40
 PAD, BOS, EOS = 0, 1, 2

@@ -28,6 +28,7 @@ from typing import Any
 from prefopt.errors import BadInput
 
 MANIFEST = "manifest.json"
+_NOT_CONTENT = frozenset({MANIFEST, ".snakemake_timestamp"})  # the second is what Snakemake leaves in folders
 _RECORDED_PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "numpy", "pandas", "pyarrow", "snakemake")
 
 
@@ -48,8 +49,8 @@ def file_sha256(path: Path) -> str:
 
 
 def tree_files(folder: Path) -> list[Path]:
-    """Every regular file below ``folder`` but the manifest, in sorted order."""
-    return sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    """Every file of an artifact's content below ``folder``, in sorted order."""
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in _NOT_CONTENT)
 
 
 def outputs_digest(folder: Path) -> str:

@@ -65,6 +65,9 @@ def parse(model: type[Spec] | Any, content: Any, where: str) -> Any:
 
 def _first_mistake(model: Any, error: ValidationError) -> str:
     mistakes = error.errors(include_url=False)
+    # where a name or a whole declaration may stand, a declaration was meant if one was given
+    declared = [m for m in mistakes if not (isinstance(m["input"], dict) and _is_scalar_branch(m["loc"][-1:]))]
+    mistakes = declared or mistakes
     # a misspelt key also makes its right spelling "missing": the misspelling is what the user has to see
     first = next((m for m in mistakes if m["type"] == "extra_forbidden"), mistakes[0])
     location, known = _resolve(model, first["loc"])
@@ -84,6 +87,10 @@ def _first_mistake(model: Any, error: ValidationError) -> str:
         text = f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, found {first['input']!r}"[:300]
     more = len(mistakes) - 1
     return text + (f" (and {more} more)" if more else "")
+
+
+def _is_scalar_branch(tail: tuple[Any, ...]) -> bool:
+    return bool(tail) and (tail[0] in {"str", "float"} or str(tail[0]).startswith("literal["))
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

@@ -21,7 +21,7 @@ INK = "#767676"  # contrast 4.5 against white and against black; becomes current
 # Okabe and Ito's palette without black and yellow: told apart by colour-blind readers, visible on both backgrounds.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 DASHES = ("-", "--", ":", "-.")
-CURVE_POINTS = 150
+CURVE_POINTS = 40
 
 _STYLE = {
     "svg.fonttype": "none",
@@ -139,7 +139,7 @@ def _curve(panel: Axes, metric: str, runs: Sequence[Curve], colour: str, dash: s
         return
     if len(series) > 1:
         for steps, values in series:
-            panel.plot(steps, values, color=colour, linestyle=dash, linewidth=0.6, alpha=0.45)
+            panel.plot(steps, values, color=colour, linestyle=dash, linewidth=0.6, alpha=0.35)
     shared = min(len(steps) for steps, _ in series)
     mean = np.mean([values[:shared] for _, values in series], axis=0)
     panel.plot(series[0][0][:shared], mean, color=colour, linestyle=dash, linewidth=1.8)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from prefopt.errors import BadInput
 from prefopt.progress import Progress
+from prefopt.tokens import end_ids
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -23,13 +24,14 @@ class Generations(NamedTuple):
 
 
 def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokens that end a response: the tokenizer's, and those of the model's generation config (chat models have more).
+    """Tokens that end a response: the tokenizer's, the generation config's, and the chat template's end of turn.
 
     Raises BadInput where there is none.
     """
     configured = model.generation_config.eos_token_id
     configured = configured if isinstance(configured, list) else [configured]
-    ends = sorted({int(end) for end in [tokenizer.eos_token_id, *configured] if end is not None})
+    turn = end_ids(tokenizer, "chat")[-1] if tokenizer.chat_template else None
+    ends = sorted({int(end) for end in [tokenizer.eos_token_id, turn, *configured] if end is not None})
     if not ends:
         raise BadInput("neither tokenizer nor model has an end-of-sequence token, so responses could never end")
     return ends

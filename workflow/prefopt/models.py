@@ -160,16 +160,21 @@ def set_precision(model: PreTrainedModel, precision: Precision) -> PreTrainedMod
     import torch
 
     body = model.base_model
-    vars(body).pop("forward", None)
+    wrapped = vars(body).pop("forward", None)
+    if wrapped is not None:
+        model.set_attn_implementation(wrapped.attention_before)
     if precision == "bf16":
-        plain = body.forward
+        plain, attention = body.forward, model.config._attn_implementation
 
         @functools.wraps(plain)
         def forward(*args: Any, **kwargs: Any) -> Any:
             with torch.autocast(model.device.type, torch.bfloat16):
                 return plain(*args, **kwargs)
 
+        forward.attention_before = attention
         body.forward = forward
+        if model.device.type == "cpu" and attention == "sdpa":  # twice as slow as eager in bf16 on CPUs
+            model.set_attn_implementation("eager")
     return model
 
 

@@ -13,7 +13,7 @@ from prefopt.config import item_files, load_config, load_item
 from prefopt.errors import BadInput, nearest
 from prefopt.losses import COMPOSITIONS, get_loss
 from prefopt.sources import data_identity, model_identity
-from prefopt.specs import ArmSpec, Config, EnsembleSpec, ItemSpec, SamplingSpec
+from prefopt.specs import ArmSpec, Config, EnsembleSpec, ItemSpec, SamplingSpec, ScratchModel
 
 # Part of every id: raised when the meaning of a stage's output changes, so that old results are not taken for new ones.
 STAGE_VERSIONS = {
@@ -126,11 +126,26 @@ def resolve_arm(arm: ArmSpec) -> tuple[str, dict[str, Any], dict[str, Any] | Non
     return name, arm.loss.params, regulariser, frozenset(needs)
 
 
+def _check_lengths(item: ItemSpec) -> None:
+    """Refuse, before anything runs, texts longer than the positions of a model from scratch."""
+    if not isinstance(item.model, ScratchModel):
+        return
+    longest = item.tokens.max_length
+    for sampling in (item.evaluate.sampling, *([item.samples] if item.samples else [])):
+        longest = max(longest, item.tokens.max_prompt_tokens + sampling.max_new_tokens)
+    if longest > item.model.max_positions:
+        raise BadInput(
+            f"texts of up to {longest} tokens (tokens.max_length, or a prompt with max_new_tokens), but the model has "
+            f"max_positions {item.model.max_positions}; lower the former or raise the latter"
+        )
+
+
 class _ItemPlanner:
     """Builds the nodes of one item, from its data up."""
 
     def __init__(self, plan: Plan, item: ItemSpec, data_root: Path) -> None:
         self.plan, self.item = plan, item
+        _check_lengths(item)
         data_spec, data_execution, name = data_identity(item.data, data_root)
         self.world = data_spec["source"]["kind"] == "world"
         self.pairs = plan.add("pairs", name, data_spec, execution=data_execution)

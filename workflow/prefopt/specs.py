@@ -36,6 +36,10 @@ class WorldSource(Closed):
     pairs: Count = 2000
     domain: Literal["home", "away"] = "home"
     labels: Literal["mallows", "oracle"] = "mallows"
+    candidates: Annotated[int, Field(ge=2, le=12)] = Field(6, description="responses that are ranked per prompt")
+    closed_fraction: Fraction = Field(0.5, description="share of prompts with one right answer")
+    phi_closed: Fraction = Field(0.2, description="dispersion of the raters on closed prompts")
+    phi_open: Fraction = Field(0.8, description="dispersion of the raters on open prompts")
     rho: Fraction | None = Field(None, description="fraction of pairs whose longer response is the chosen one")
 
 
@@ -104,7 +108,7 @@ class ScratchModel(Closed):
     hidden: Count = 64
     heads: Count = 4
     intermediate: Count = 192
-    max_positions: Count = 64
+    max_positions: Count = 96
     tokenizer: TokenizerSpec = TokenizerSpec()
     seed: Seed = 0
 

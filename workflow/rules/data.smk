@@ -52,6 +52,7 @@ rule tokenize:
         base=ancient(parent("tokens", "base")),
     output:
         tokens=f"{RESULTS}/tokens/{{id}}/tokens.parquet",
+        tokenizer=directory(f"{RESULTS}/tokens/{{id}}/tokenizer"),
         refused=f"{RESULTS}/tokens/{{id}}/refused.parquet",
         manifest=f"{RESULTS}/tokens/{{id}}/manifest.json",
     log:

@@ -43,7 +43,7 @@ rule paper_item:
 rule publish:
     """Import every finished run into MLflow; a second import changes nothing."""
     input:
-        finished=items(),
+        finished=ancient(items()),
     output:
         published=f"{RESULTS}/published.json",
     log:
@@ -63,7 +63,7 @@ rule publish:
 rule report:
     """Write report.html: items, verdicts, tables, learning curves, samples, one self-contained file."""
     input:
-        finished=items(),
+        finished=ancient(items()),
     output:
         html=f"{RESULTS}/report.html",
     log:

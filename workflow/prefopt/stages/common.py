@@ -10,11 +10,13 @@ from prefopt.errors import BadInput
 
 if TYPE_CHECKING:
     import pandas as pd
+    from transformers import PreTrainedTokenizerBase
 
     from prefopt.objectives import Objective
     from prefopt.stages import RunOptions
 
 WEIGHTS = "weights"
+TOKENIZER = "tokenizer"
 SOURCE = "source.json"
 
 
@@ -42,6 +44,16 @@ def device_of(build: Build, options: RunOptions) -> str:
 
     build.device = pick_device(options.device)
     return build.device
+
+
+def tokenizer_for(build: Build, folder: Path, trusted: bool) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder; BadInput where its vocabulary is not the one the pairs were tokenised with."""
+    from prefopt.models import load_tokenizer
+    from prefopt.tokens import check_same_vocabulary
+
+    tokenizer = load_tokenizer(folder, trust_remote_code=trusted)
+    check_same_vocabulary(tokenizer, load_tokenizer(build.parent("tokens") / TOKENIZER))
+    return tokenizer
 
 
 def token_rows(artifact: Path, split: str | None = None) -> pd.DataFrame:

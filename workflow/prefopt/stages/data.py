@@ -9,7 +9,7 @@ from prefopt.artifacts import Build, read_table, write_json, write_table
 from prefopt.errors import BadInput
 from prefopt.specs import DataSpec, HubModel, ScratchModel, TokensSpec
 from prefopt.stages import RunOptions
-from prefopt.stages.common import SOURCE, WEIGHTS, weights_of
+from prefopt.stages.common import SOURCE, TOKENIZER, WEIGHTS, weights_of
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +88,7 @@ def tokenize(build: Build, options: RunOptions) -> None:
     if tokens.empty:
         raise BadInput(f"all {len(pairs)} pairs were refused when tokenising; raise max_prompt_tokens and max_length")
     write_table(build.work / "tokens.parquet", tokens)
+    tokenizer.save_pretrained(build.work / TOKENIZER)
     write_table(build.work / "refused.parquet", refused)
     response = (tokens["chosen_tokens"] + tokens["rejected_tokens"]) / 2
     build.summary |= {

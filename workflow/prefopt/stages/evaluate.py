@@ -13,7 +13,7 @@ from prefopt.artifacts import Build, join_one_to_one, read_json, read_table, wri
 from prefopt.judging import ScalarJudge, judge_both_orders
 from prefopt.specs import SamplingSpec
 from prefopt.stages import RunOptions
-from prefopt.stages.common import device_of, token_rows, weights_of
+from prefopt.stages.common import device_of, token_rows, tokenizer_for, weights_of
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def generate(build: Build, options: RunOptions) -> None:
     import pandas as pd
 
     from prefopt.generation import generate as sample
-    from prefopt.models import load_causal_lm, load_tokenizer
+    from prefopt.models import load_causal_lm
     from prefopt.tokens import response_text
 
     spec = build.node.spec
@@ -39,7 +39,7 @@ def generate(build: Build, options: RunOptions) -> None:
     pairs = read_table(build.parent("pairs") / "pairs.parquet").drop_duplicates("prompt_id").set_index("prompt_id")
     folder, trusted = weights_of(build.parent("model"))
     model = load_causal_lm(folder, device=device_of(build, options), trust_remote_code=trusted)
-    tokenizer = load_tokenizer(folder, trust_remote_code=trusted)
+    tokenizer = tokenizer_for(build, folder, trusted)
     drawn = sample(model, tokenizer, rows["prompt_ids"].tolist(), SamplingSpec.model_validate(dict(spec["sampling"])))
     generator = build.node.parents["model"].rsplit("/", 1)[-1]
     outputs = [

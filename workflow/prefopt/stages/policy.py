@@ -9,7 +9,7 @@ import numpy as np
 
 from prefopt.artifacts import Build, join_one_to_one, read_table
 from prefopt.stages import RunOptions
-from prefopt.stages.common import WEIGHTS, device_of, run_training, token_rows, weights_of
+from prefopt.stages.common import WEIGHTS, device_of, run_training, token_rows, tokenizer_for, weights_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,12 +64,13 @@ def _regulariser(build: Build) -> ReferenceSamples | None:
 
 def train_policy(build: Build, options: RunOptions) -> None:
     """Fine-tune from the reference model with one loss of LOSSES, plus gamma(t) KL(ref || policy) where declared."""
-    from prefopt.models import load_causal_lm, load_tokenizer, save_model
+    from prefopt.models import load_causal_lm, save_model
     from prefopt.objectives import PolicyObjective
 
     spec = build.node.spec
     rows = token_rows(build.parent("tokens"), "train")
     folder, trusted = weights_of(build.parent("model"))
+    tokenizer = tokenizer_for(build, folder, trusted)
     model = load_causal_lm(
         folder, device=device_of(build, options), precision=spec["train"]["precision"], trust_remote_code=trusted
     )
@@ -87,4 +88,4 @@ def train_policy(build: Build, options: RunOptions) -> None:
         build.summary["step_zero_margin_gap"] = gap
         log.info("policy and reference margins differ by at most %.2e nats at step 0", gap)
     run_training(build, options, model, objective, spec["seed"])
-    save_model(model, load_tokenizer(folder, trust_remote_code=trusted), build.work / WEIGHTS)
+    save_model(model, tokenizer, build.work / WEIGHTS)

@@ -9,7 +9,7 @@ import numpy as np
 
 from prefopt.artifacts import Build, join_one_to_one, read_table, write_json, write_table
 from prefopt.stages import RunOptions
-from prefopt.stages.common import WEIGHTS, device_of, run_training, token_rows, weights_of
+from prefopt.stages.common import WEIGHTS, device_of, run_training, token_rows, tokenizer_for, weights_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,19 +37,20 @@ def _member_rows(rows: pd.DataFrame, build: Build) -> pd.DataFrame:
 
 def train_reward(build: Build, options: RunOptions) -> None:
     """Train one Bradley-Terry reward model, with its own initialisation, data order and subset."""
-    from prefopt.models import load_tokenizer, new_reward_model, save_model
+    from prefopt.models import new_reward_model, save_model
     from prefopt.objectives import RewardObjective
 
     seeds = build.node.spec["seeds"]
     rows = _member_rows(token_rows(build.parent("tokens"), build.node.spec["split"]), build)
     folder, trusted = weights_of(build.parent("model"))
+    tokenizer = tokenizer_for(build, folder, trusted)
     model = new_reward_model(folder, seeds["init"], device=device_of(build, options), trust_remote_code=trusted)
     columns = (rows[name].tolist() for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
     run_training(build, options, model, RewardObjective(*columns), seeds["order"])
     held_out = _accuracy(model, token_rows(build.parent("tokens"), "test"), options.micro_batch)
     build.summary |= {"pairs": len(rows), "held_out_accuracy": held_out}
     log.info("trained on %d pairs, held-out accuracy %.3f", len(rows), held_out)
-    save_model(model, load_tokenizer(folder, trust_remote_code=trusted), build.work / WEIGHTS)
+    save_model(model, tokenizer, build.work / WEIGHTS)
 
 
 def _accuracy(model: object, rows: pd.DataFrame, batch_size: int) -> float:

@@ -9,22 +9,23 @@ import numpy as np
 from prefopt.artifacts import Build, join_one_to_one, read_json, read_table, write_json, write_table
 from prefopt.specs import DispersionSpec, SamplingSpec
 from prefopt.stages import RunOptions
-from prefopt.stages.common import WEIGHTS, device_of, run_training, token_rows, weights_of
+from prefopt.stages.common import WEIGHTS, device_of, run_training, token_rows, tokenizer_for, weights_of
 
 log = logging.getLogger(__name__)
 
 
 def train_sft(build: Build, options: RunOptions) -> None:
     """Fine-tune the base model on the chosen responses of the train split."""
-    from prefopt.models import load_causal_lm, load_tokenizer, save_model
+    from prefopt.models import load_causal_lm, save_model
     from prefopt.objectives import SftObjective
 
     rows = token_rows(build.parent("tokens"), "train")
     folder, trusted = weights_of(build.parent("base"))
+    tokenizer = tokenizer_for(build, folder, trusted)
     model = load_causal_lm(folder, device=device_of(build, options), trust_remote_code=trusted)
     objective = SftObjective(rows["prompt_ids"].tolist(), rows["chosen_ids"].tolist())
     run_training(build, options, model, objective, build.node.spec["seed"])
-    save_model(model, load_tokenizer(folder, trust_remote_code=trusted), build.work / WEIGHTS)
+    save_model(model, tokenizer, build.work / WEIGHTS)
 
 
 def score_reference(build: Build, options: RunOptions) -> None:
@@ -36,6 +37,7 @@ def score_reference(build: Build, options: RunOptions) -> None:
 
     rows = token_rows(build.parent("tokens"))
     folder, trusted = weights_of(build.parent("model"))
+    tokenizer_for(build, folder, trusted)
     model = load_causal_lm(
         folder, device=device_of(build, options), precision=build.node.spec["precision"], trust_remote_code=trusted
     )
@@ -63,12 +65,12 @@ def sample_reference(build: Build, options: RunOptions) -> None:
 
     from prefopt.bulk import score_responses
     from prefopt.generation import generate
-    from prefopt.models import load_causal_lm, load_tokenizer
+    from prefopt.models import load_causal_lm
 
     rows = token_rows(build.parent("tokens"), "train").drop_duplicates("prompt_id").reset_index(drop=True)
     folder, trusted = weights_of(build.parent("model"))
     model = load_causal_lm(folder, device=device_of(build, options), trust_remote_code=trusted)
-    tokenizer = load_tokenizer(folder, trust_remote_code=trusted)
+    tokenizer = tokenizer_for(build, folder, trusted)
     sampling = SamplingSpec.model_validate(dict(build.node.spec))
     prompts = rows["prompt_ids"].tolist()
     drawn = generate(model, tokenizer, prompts, sampling)

@@ -8,7 +8,7 @@ from prefopt.world import lexicon as lex
 from prefopt.world.prompts import Asked, asked
 
 # Calibrated: of candidate pairs that differ by at least 10 % in length, the oracle prefers the longer in 61 %.
-LENGTH_PREFERENCE = 1.1
+LENGTH_PREFERENCE = 1.15
 LENGTH_SCALE = 15.0  # words; the preference is 63 % used up there
 
 ANSWER_WEIGHT = 3.0

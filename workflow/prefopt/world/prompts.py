@@ -45,17 +45,10 @@ SUM_PHRASINGS = {
     "home": ("what is {a} plus {b}", "add {a} and {b}", "how much is {a} and {b}", "tell me the sum of {a} and {b}"),
     "away": ("{a} plus {b} is how much", "give me {a} plus {b}", "the sum of {a} and {b} is what"),
 }
+_GREETINGS, _LEADS = ("", "hello ", "well ", "today "), ("", "please ", "so ", "now ")
 CLOSED_FRAMES = {
-    "home": tuple(
-        f"{first}{second}{{q}}"
-        for first in ("", "hello ", "well ", "today ")
-        for second in ("", "please ", "so ", "now ")
-    ),
-    "away": tuple(
-        f"{first}{{q}}{last}"
-        for first in ("", "hello ", "well ", "so ", "please ")
-        for last in ("", " please", " today", " now")
-    ),
+    "home": tuple(f"{greeting}{lead}{{q}}" for greeting in _GREETINGS for lead in _LEADS),
+    "away": tuple(f"{lead}{greeting}{{q}}" for greeting in _GREETINGS for lead in _LEADS),
 }
 OPEN_PHRASINGS = {
     "home": (

@@ -1,0 +1,158 @@
+"""The whole chain on a small project: run, run again, restore, change one thing, damage one thing."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+from safetensors.numpy import load_file
+
+from small_project import hh_rows, item
+
+
+def test_everything_is_made_and_verifies(finished):
+    plan = finished.prefopt("plan", check=True).stdout
+    assert plan.splitlines()[-1].endswith(" 0 to make")
+    assert "artifacts are what their manifests say" in finished.prefopt("verify", check=True).stdout
+    assert not any((finished.folder / "results" / ".scratch").rglob("*.*"))
+
+
+def test_a_second_run_has_nothing_to_do(finished):
+    assert finished.planned_jobs() == {}
+    assert "Nothing to be done" in finished.snakemake("-n").stdout
+
+
+def test_the_item_has_all_arms_with_intervals(finished):
+    content = json.loads((finished.artifact("papers/own") / "item.json").read_text())
+    assert list(content["arms"]) == ["dpo", "mallows_theta", "distill", "e_dpo"]
+    for arm in content["arms"].values():
+        win_rate = arm["summary"]["win_rate"]
+        assert 0 <= win_rate["low"] <= win_rate["mean"] <= win_rate["high"] <= 100
+
+
+def test_every_job_left_a_log_and_a_benchmark(finished):
+    results = finished.folder / "results"
+    for spec in (results / "specs").rglob("*.json"):
+        tail = spec.relative_to(results / "specs").with_suffix("")
+        assert (results / "logs" / tail).with_name(f"{tail.name}.log").is_file()
+        assert (results / "benchmarks" / tail).with_name(f"{tail.name}.tsv").is_file()
+
+
+def test_report_and_tracking_are_there(finished):
+    results = finished.folder / "results"
+    html = (results / "report.html").read_text()
+    assert "Tiny dialogues" in html
+    assert "mallows_theta" in html
+    published = json.loads((results / "published.json").read_text())
+    # sft; one reward model on all pairs, three on subsets, one judge; four policies; the item
+    assert len(published["imported"]) == 1 + (1 + 3 + 1) + 4 + 1
+    assert (results / "mlflow.db").stat().st_size > 0
+
+
+def test_evaluation_files_are_alpaca_evals(finished):
+    outputs = json.loads((finished.artifact("generations", "dpo") / "outputs.json").read_text())
+    assert {"instruction", "output", "generator"} <= set(outputs[0])
+    assert len({record["generator"] for record in outputs}) == 1
+    annotations = json.loads((finished.artifact("judgements", "dpo") / "annotations.json").read_text())
+    fields = {"instruction", "output_1", "generator_1", "output_2", "generator_2", "annotator", "preference"}
+    assert fields <= set(annotations[0])
+    assert all(1 <= record["preference"] <= 2 for record in annotations)
+
+
+def test_win_rate_is_the_mean_of_the_judgements_over_both_orders(finished):
+    table = pd.read_parquet(finished.artifact("judgements", "dpo") / "judgements.parquet")
+    expected = 100 * ((table["baseline_first"] + table["model_first"]) / 2 - 1).mean()
+    metrics = json.loads((finished.artifact("metrics", "dpo") / "metrics.json").read_text())
+    assert metrics["win_rate"] == pytest.approx(expected, abs=1e-9)
+    assert metrics["n_missing"] == 0
+
+
+def test_dispersion_weights_have_mean_one_on_train(finished):
+    table = pd.read_parquet(finished.artifact("dispersion") / "dispersion.parquet")
+    assert table.loc[table["split"] == "train", "dispersion_weight"].mean() == pytest.approx(1.0, abs=1e-12)
+    calibration = json.loads((finished.artifact("dispersion") / "calibration.json").read_text())
+    assert calibration["calibrated_on"] == (table["split"] == "train").sum()
+
+
+def test_ensemble_members_differ_and_stay_apart(finished):
+    table = pd.read_parquet(finished.artifact("ensemble", "three") / "scores.parquet")
+    margins = [
+        chosen - rejected for chosen, rejected in zip(table["chosen_reward"], table["rejected_reward"], strict=True)
+    ]
+    spread = pd.DataFrame(margins)
+    assert spread.shape[1] == 3
+    assert (spread.std(axis=1) > 0).all()
+
+
+def test_the_judge_saw_none_of_the_learners_pairs(finished):
+    tokens = pd.read_parquet(finished.artifact("tokens") / "tokens.parquet")
+    prompts = tokens.groupby("split")["prompt_id"].agg(set)
+    assert not prompts["judge"] & prompts["train"]
+    assert not prompts["test"] & (prompts["train"] | prompts["judge"])
+
+
+def test_policies_start_at_the_reference_and_move(finished):
+    manifest = json.loads((finished.artifact("policy", "dpo") / "manifest.json").read_text())
+    assert manifest["summary"]["step_zero_margin_gap"] < 1e-4
+    before = load_file(finished.artifact("sft") / "weights" / "model.safetensors")
+    after = load_file(finished.artifact("policy", "dpo") / "weights" / "model.safetensors")
+    assert any((before[name] != after[name]).any() for name in before)
+
+
+def test_after_clone_and_pull_nothing_runs(finished, tmp_path):
+    assert finished.copy(tmp_path / "clone").planned_jobs() == {}
+
+
+def test_one_changed_beta_runs_one_branch(finished, tmp_path):
+    clone = finished.copy(tmp_path / "clone")
+    arms = {**item()["arms"], "dpo": {"loss": {"name": "dpo", "beta": 0.2}}}
+    clone.declare(item(arms=arms))
+    once = dict.fromkeys(["train_policy", "generate", "judge", "win_rate", "paper_item", "publish", "report"], 1)
+    assert clone.planned_jobs() == once
+
+
+def test_a_changed_title_trains_nothing(finished, tmp_path):
+    clone = finished.copy(tmp_path / "clone")
+    clone.declare(item(item={**item()["item"], "title": "Another title"}))
+    assert clone.planned_jobs() == {"paper_item": 1, "publish": 1, "report": 1}
+
+
+def test_execution_settings_run_nothing(finished, tmp_path):
+    clone = finished.copy(tmp_path / "clone")
+    config = {"items": ["*/*"], "execution": {"micro_batch": 3, "threads": 2, "checkpoint_steps": 7}}
+    (clone.folder / "config" / "config.yaml").write_text(json.dumps(config))
+    assert clone.planned_jobs() == {}
+
+
+def test_a_changed_data_file_runs_everything_that_reads_it(finished, tmp_path):
+    clone = finished.copy(tmp_path / "clone")
+    rows = hh_rows(81)
+    (clone.folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert clone.planned_jobs()["prepare_pairs"] == 1
+    assert clone.planned_jobs()["train_policy"] == 4
+
+
+def test_a_hand_edited_artifact_is_found_and_named(finished, tmp_path):
+    clone = finished.copy(tmp_path / "clone")
+    path = clone.artifact("metrics", "dpo") / "metrics.json"
+    path.write_text(path.read_text().replace('"n_missing": 0', '"n_missing": 1'))
+    run = clone.prefopt("verify")
+    assert run.returncode == 3
+    assert f"{path.relative_to(clone.folder)}: content is not what the manifest recorded" in run.stdout
+
+
+def test_publishing_again_changes_nothing(finished, tmp_path):
+    clone = finished.copy(tmp_path / "clone")
+    manifest = clone.artifact("papers/own") / "manifest.json"
+    first = clone.prefopt("publish", "--out", "results/one.json", manifest, check=True).stdout
+    second = clone.prefopt("publish", "--out", "results/two.json", manifest, check=True).stdout
+    assert "0 runs imported" in second, first
+
+
+def test_an_arm_added_later_shares_everything_else(finished, tmp_path):
+    clone = finished.copy(tmp_path / "clone")
+    arms = {**item()["arms"], "ipo": {"loss": {"name": "ipo", "beta": 0.1}}}
+    clone.declare(item(arms=arms))
+    jobs = clone.planned_jobs()
+    assert (jobs["train_policy"], jobs["generate"], jobs.get("train_reward", 0)) == (1, 1, 0)

@@ -1,0 +1,118 @@
+"""Killed runs go on where they were and end with the same bytes; warm and cold jobs give the same bytes too."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from small_project import TRAIN, Project, item
+
+LONG = {**TRAIN, "steps": 60}
+
+
+def outputs(folder: Path) -> dict:
+    return json.loads((folder / "manifest.json").read_text())["outputs"]
+
+
+@pytest.fixture(scope="module")
+def long_sft(finished, tmp_path_factory) -> Project:
+    """A project whose SFT takes 60 steps, made once without a disturbance."""
+    clone = finished.copy(tmp_path_factory.mktemp("long") / "project")
+    clone.declare(item(sft={"train": LONG}))
+    clone.snakemake("-n", check=True)
+    clone.prefopt("train-sft", "--spec", sft_spec(clone), "--checkpoint-steps", 5, check=True)
+    return clone
+
+
+def sft_spec(project: Project) -> Path:
+    (found,) = (
+        path
+        for path in (project.folder / "results" / "specs" / "sft").glob("*.json")
+        if json.loads(path.read_text())["spec"]["train"]["steps"] == LONG["steps"]
+    )
+    return found
+
+
+def stopped_after_a_checkpoint(project: Project, number: signal.Signals) -> int:
+    """Start the training, send it a signal once it has saved a checkpoint; its exit code."""
+    spec = sft_spec(project)
+    command = [sys.executable, "-m", "prefopt", "train-sft", "--spec", str(spec), "--checkpoint-steps", "5"]
+    job = subprocess.Popen(command, cwd=project.folder, env=project.environment(), stderr=subprocess.DEVNULL)
+    scratch = project.folder / "results" / ".scratch" / "sft" / spec.stem / "checkpoints"
+    deadline = time.monotonic() + 120
+    while not (scratch.is_dir() and any(scratch.iterdir())):
+        assert job.poll() is None, "the training ended before it was stopped"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    job.send_signal(number)
+    return job.wait()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 75)])
+def test_a_stopped_training_resumes_to_the_same_weights(long_sft, tmp_path, number, code):
+    clone = long_sft.copy(tmp_path / "clone")
+    artifact = clone.folder / "results" / "sft" / sft_spec(clone).stem
+    undisturbed = outputs(artifact)
+    shutil.rmtree(artifact)
+    assert stopped_after_a_checkpoint(clone, number) == code
+    assert not artifact.exists()
+    run = clone.prefopt("train-sft", "--spec", sft_spec(clone), "--checkpoint-steps", 5, check=True)
+    assert outputs(artifact) == undisturbed, run.stderr
+    assert not (clone.folder / "results" / ".scratch" / "sft").exists() or not any(
+        (clone.folder / "results" / ".scratch" / "sft").iterdir()
+    )
+
+
+def test_micro_batch_does_not_change_what_is_learned(finished, tmp_path):
+    clone = finished.copy(tmp_path / "clone")
+    artifact = clone.artifact("policy", "dpo")
+    before = [json.loads(line) for line in (artifact / "metrics.jsonl").open()]
+    clone.prefopt("train-policy", "--spec", clone.spec("policy", "dpo"), "--micro-batch", 3, check=True)
+    after = [json.loads(line) for line in (artifact / "metrics.jsonl").open()]
+    for one, other in zip(before, after, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], abs=1e-5)
+        assert one["margin"] == pytest.approx(other["margin"], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("verb", "stage", "name"),
+    [("train-policy", "policy", "e-dpo"), ("generate", "generations", "dpo"), ("train-reward", "reward", "train")],
+)
+def test_a_cold_job_gives_the_bytes_of_a_warm_one(finished, tmp_path, verb, stage, name):
+    clone = finished.copy(tmp_path / "clone")
+    warm = outputs(clone.artifact(stage, name))
+    clone.prefopt(verb, "--spec", clone.spec(stage, name), check=True)
+    assert outputs(clone.artifact(stage, name)) == warm
+
+
+def test_a_warm_job_dies_with_the_process_that_asked_for_it(finished, tmp_path):
+    """Snakemake kills jobs by their process: the fork behind it must not live on."""
+    clone = finished.copy(tmp_path / "clone")
+    clone.declare(item(sft={"train": {**LONG, "steps": 100_000}}))
+    clone.snakemake("-n", check=True)
+    (spec,) = (p for p in (clone.folder / "results/specs/sft").glob("*.json") if "100000" in p.read_text())
+    curve = clone.folder / "results" / ".scratch" / "sft" / spec.stem / "checkpoints"
+    script = f"""
+        {sys.executable} -m prefopt train-sft --spec {spec} --checkpoint-steps 5 & job=$!
+        until ls {curve}/* >/dev/null 2>&1; do sleep 0.05; done
+        kill -KILL $job; sleep 1
+        ls -t --full-time {curve} > first; sleep 1; ls -t --full-time {curve} > second
+        cmp first second
+    """
+    run = clone.prefopt("warm", "--", "bash", "-c", script)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert not (clone.folder / "results" / "sft" / spec.stem).exists()
+
+
+def test_the_warm_wrapper_hands_on_streams_and_exit_codes(project):
+    script = f"{sys.executable} -m prefopt train-sft --spec gone.json"
+    run = project.prefopt("warm", "--", "bash", "-c", script)
+    assert run.returncode == 2
+    assert run.stderr.strip() == "prefopt train-sft: gone.json: no such file"
