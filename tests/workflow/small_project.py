@@ -104,7 +104,7 @@ class Project:
         profile = ROOT / "workflow" / "profiles" / "local"
         command = [*python, "snakemake", "-s", str(ROOT / "Snakefile"), "--workflow-profile", str(profile)]
         command = [*command, *map(str, words)]
-        return self._run([*python, "prefopt", "warm", "--", *command] if warm else command, check)
+        return self._run([*python, "prefopt", "launch", "--", *command] if warm else command, check)
 
     def _run(self, command: list[str], check: bool) -> subprocess.CompletedProcess[str]:
         run = subprocess.run(

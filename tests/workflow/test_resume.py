@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -106,13 +107,57 @@ def test_a_warm_job_dies_with_the_process_that_asked_for_it(finished, tmp_path):
         ls -t --full-time {curve} > first; sleep 1; ls -t --full-time {curve} > second
         cmp first second
     """
-    run = clone.prefopt("warm", "--", "bash", "-c", script)
+    run = clone.prefopt("launch", "--", "bash", "-c", script)
     assert run.returncode == 0, run.stdout + run.stderr
     assert not (clone.folder / "results" / "sft" / spec.stem).exists()
 
 
 def test_the_warm_wrapper_hands_on_streams_and_exit_codes(project):
     script = f"{sys.executable} -m prefopt train-sft --spec gone.json"
-    run = project.prefopt("warm", "--", "bash", "-c", script)
+    run = project.prefopt("launch", "--", "bash", "-c", script)
     assert run.returncode == 2
     assert run.stderr.strip() == "prefopt train-sft: gone.json: no such file"
+
+
+def started(project: Project, *command: str) -> subprocess.Popen:
+    words = [sys.executable, "-m", "prefopt", "launch", "--", *command]
+    return subprocess.Popen(words, cwd=project.folder, env=project.environment(), start_new_session=True)
+
+
+def servers(project: Project) -> str:
+    """Processes of warm servers that were started in this project's folder."""
+    listing = subprocess.run(["pgrep", "-f", "prefopt[.]warm"], capture_output=True, text=True, check=False).stdout
+    return [pid for pid in listing.split() if Path(f"/proc/{pid}/cwd").resolve() == project.folder.resolve()]
+
+
+def wait_until(condition, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_two_runs_in_one_checkout_do_not_mix(project):
+    first = started(project, "sleep", "30")
+    wait_until(lambda: servers(project))
+    second = project.prefopt("launch", "--", "true")
+    first.terminate()
+    assert second.returncode == 2
+    assert f"another run works in {project.folder}" in second.stderr
+    assert f"(process {first.pid})" in second.stderr
+    assert first.wait() == 128 + signal.SIGTERM or first.returncode == 256 - signal.SIGTERM
+
+
+def test_a_killed_run_leaves_no_server_and_no_lock(project):
+    locks = project.folder / ".snakemake" / "locks"
+    first = started(project, "sleep", "30")
+    wait_until(lambda: servers(project))
+    locks.mkdir(parents=True)
+    (locks / "0.input.lock").write_text("")
+    first.kill()
+    first.wait()
+    wait_until(lambda: not servers(project))
+    assert project.prefopt("launch", "--", "true").returncode == 2, "the workflow lives on and keeps the checkout"
+    os.killpg(first.pid, signal.SIGKILL)
+    assert project.prefopt("launch", "--", "true").returncode == 0
+    assert list(locks.iterdir()) == []

@@ -55,11 +55,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_configured(verbs, common, "verify", "re-check every artifact against its manifest and its parents", _verify)
     _add_over_items(verbs, common, "report", "write one self-contained HTML page about finished items", _report)
     _add_over_items(verbs, common, "publish", "import finished runs into MLflow; twice changes nothing", _publish)
-    beside = verbs.add_parser("warm", parents=[common], help="run a command whose jobs fork from one that has imported")
-    beside.add_argument("command", nargs="+", metavar="COMMAND", help="for example: -- snakemake --cores 2")
-    beside.set_defaults(run=_warm)
+    text = "run Snakemake, one run at a time, its jobs forked from a process that has imported torch"
+    start = verbs.add_parser("launch", parents=[common], help=text, description=text)
+    start.add_argument("command", nargs="+", metavar="COMMAND", help="for example: -- snakemake --cores 2")
+    start.set_defaults(run=_launch)
     losses = verbs.add_parser("losses", parents=[common], help="list the losses, their parameters and needs")
     losses.set_defaults(run=_losses)
+    studies = verbs.add_parser("studies", parents=[common], help="list the exact studies and their parameters")
+    studies.set_defaults(run=_studies)
     schema = verbs.add_parser("schema", parents=[common], help="write the JSON schemas that editors complete from")
     schema.add_argument("--out", type=Path, default=Path("workflow/schemas"), help="folder (default: %(default)s)")
     schema.set_defaults(run=_schema)
@@ -191,8 +194,17 @@ def _losses(arguments: argparse.Namespace) -> None:
         print(f"{name:22} = {base}" + (f" with {json.dumps(regulariser)}" if regulariser else ""))
 
 
-def _warm(arguments: argparse.Namespace) -> None:
-    sys.exit(warm.run_beside_server(arguments.command))
+def _studies(arguments: argparse.Namespace) -> None:
+    from prefopt.studies import STUDIES
+
+    for name, study in STUDIES.items():
+        print(f"{name:26} {study.about}\n{'':26} {', '.join(study.parameters()) or 'no parameters'}")
+
+
+def _launch(arguments: argparse.Namespace) -> None:
+    from prefopt.launch import launch
+
+    sys.exit(launch(arguments.command))
 
 
 def _schema(arguments: argparse.Namespace) -> None:

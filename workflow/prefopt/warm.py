@@ -1,10 +1,10 @@
 """Jobs forked from a process that has already imported torch and transformers.
 
-A model job pays 5-8 seconds of imports before any work, and the demo tier has dozens of small ones. ``prefopt warm --
-COMMAND`` runs COMMAND (Snakemake) beside a server that imports once; every ``python -m prefopt <stage>`` below it then
-asks the server to fork. The job is still a process of its own, with its own arguments, folder, environment, streams,
-signals and exit code. Where no server answers, or it runs with another thread count, the job imports for itself:
-results are the same bytes either way.
+A model job pays 5-8 seconds of imports before any work, and the demo tier has dozens of small ones. ``prefopt launch
+-- COMMAND`` runs COMMAND (Snakemake) beside a server that imports once; every ``python -m prefopt <stage>`` below it
+then asks the server to fork. The job is still a process of its own, with its own arguments, folder, environment,
+streams, signals and exit code. Where no server answers, or it runs with another thread count, the job imports for
+itself: results are the same bytes either way.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -46,36 +46,44 @@ def supported() -> bool:
     return hasattr(os, "pidfd_open")
 
 
-def run_beside_server(command: Sequence[str]) -> int:
-    """Run ``command`` with a server beside it and return its exit code; the server stops with it."""
+def run_beside_server(command: Sequence[str], inherited: Sequence[int] = ()) -> int:
+    """Run ``command`` with a server beside it and return its exit code; the server stops with it.
+
+    SIGTERM is handed on to the command; Ctrl-C reaches it from the terminal by itself. ``inherited`` are file
+    descriptors that the command keeps open.
+    """
     if not supported():
-        return subprocess.call(command)
+        return _wait(subprocess.Popen(command, pass_fds=inherited))
     folder = tempfile.mkdtemp(prefix="prefopt-")  # readable by this user only
     address = os.path.join(folder, "warm")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(address)
     listener.listen(64)  # jobs that come while the server imports wait, which costs less than importing themselves
-    arguments = [sys.executable, "-m", "prefopt.warm", str(listener.fileno())]
-    server = subprocess.Popen(arguments, env=environment, pass_fds=[listener.fileno()])
+    lifeline, held = os.pipe()  # its end of file tells the server that this process is gone, however it went
+    ends = (listener.fileno(), lifeline)
+    server = subprocess.Popen([sys.executable, "-m", "prefopt.warm", *map(str, ends)], env=environment, pass_fds=ends)
     listener.close()
+    os.close(lifeline)
     try:
-        with _ignoring_interrupt():
-            return subprocess.call(command, env={**os.environ, SOCKET_VARIABLE: address})
+        return _wait(subprocess.Popen(command, env={**os.environ, SOCKET_VARIABLE: address}, pass_fds=inherited))
     finally:
-        server.terminate()
+        os.close(held)
         server.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@contextmanager
-def _ignoring_interrupt():
-    """Leave Ctrl-C to the command, which ends its jobs first."""
-    before = signal.signal(signal.SIGINT, lambda *_: None)
+def _wait(command: subprocess.Popen[bytes]) -> int:
+    """Exit code of a command that gets our SIGTERM, and whose end we outlive on Ctrl-C."""
+    before = {
+        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda number, _: command.send_signal(number)),
+        signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
+    }
     try:
-        yield
+        return command.wait()
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 # --- the job's side -------------------------------------------------------------------------------------------------
@@ -111,13 +119,13 @@ def run_in_server(argv: Sequence[str]) -> int | None:
 # --- the server's side ----------------------------------------------------------------------------------------------
 
 
-def serve(listener: socket.socket) -> None:
-    """Import once, then fork one handler per connection until terminated."""
+def serve(listener: socket.socket, lifeline: int) -> None:
+    """Import once, then fork one handler per connection until the lifeline ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # handlers are reaped by the system
     for name in _PRELOADED:
         importlib.import_module(name)
-    while True:
+    while lifeline not in select.select([listener, lifeline], [], [])[0]:
         connection, _ = listener.accept()
         if os.fork() == 0:
             listener.close()
@@ -188,4 +196,4 @@ def _job(request: dict[str, Any], streams: Sequence[int]) -> int:
 
 
 if __name__ == "__main__":
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    serve(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]))

@@ -1,0 +1,82 @@
+"""The design's boundaries between modules, read from the imports themselves."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+from pathlib import Path
+
+import pytest
+
+import prefopt
+
+PACKAGE = Path(prefopt.__file__).parent
+MODULES = sorted(PACKAGE.rglob("*.py"))
+FILE_READERS = {"artifacts", "config", "sources", "containers", "pairs", "models", "checkpoints", "tracking", "report"}
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported_by(path: Path) -> set[str]:
+    """Every module that a file imports, at its top or inside its functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def importers(module: str) -> set[str]:
+    return {name_of(p) for p in MODULES if any(m == module or m.startswith(f"{module}.") for m in imported_by(p))}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_every_module_can_be_imported(path):
+    if path.name != "__main__.py":  # importing it would run the command line
+        importlib.import_module(name_of(path))
+
+
+def test_every_module_is_in_the_package():
+    found = {info.name for info in pkgutil.walk_packages([str(PACKAGE)], "prefopt.")}
+    assert {name_of(p) for p in MODULES} == found | {"prefopt"}
+
+
+def test_nothing_imports_the_workflow_engines():
+    assert importers("snakemake") == importers("dvc") == set()
+
+
+def test_only_tracking_imports_mlflow():
+    assert importers("mlflow") == {"prefopt.tracking"}
+
+
+def test_only_the_command_line_imports_the_stages():
+    outside = {name for name in importers("prefopt.stages") if not name.startswith("prefopt.stages")}
+    assert outside == {"prefopt.cli"}
+
+
+def test_losses_import_only_the_batch():
+    for path in (PACKAGE / "losses").glob("*.py"):
+        inside = {m for m in imported_by(path) if m.startswith("prefopt")}
+        allowed = ("prefopt.losses", "prefopt.batch", "prefopt.errors", "prefopt.lazy")
+        assert all(m.startswith(allowed) for m in inside), (path, inside)
+
+
+def test_only_scoring_sees_logits():
+    users = {name_of(p) for p in MODULES if ".logits" in p.read_text(encoding="utf-8")}
+    assert users == {"prefopt.scoring"}
+
+
+def test_library_modules_do_not_touch_files():
+    """Reading and writing belong to the stages, and to the few modules whose business are files."""
+    words = ("open(", ".read_text(", ".write_text(", "to_parquet(", "read_parquet(")
+    for path in MODULES:
+        top = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if top not in FILE_READERS | {"stages", "cli", "warm", "plan"}:
+            text = path.read_text(encoding="utf-8")
+            assert not any(f" {word}" in text or f"({word}" in text or f".{word}" in text for word in words), path

@@ -1,0 +1,48 @@
+"""One run at a time in a checkout: Snakemake beside a warm server, under a lock that cannot be left behind."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from prefopt.errors import BadInput
+from prefopt.warm import run_beside_server
+
+STATE = Path(".snakemake")
+
+
+@contextmanager
+def only_run() -> Iterator[int]:
+    """Hold the checkout for one run and give the lock's file descriptor; BadInput where another run holds it.
+
+    Snakemake's own lock survives a kill or a power cut and then stops the next run. Ours is a lock of the operating
+    system, which ends with the last process that has it open: whoever gets it knows that a lock of Snakemake is a
+    leftover.
+    """
+    STATE.mkdir(exist_ok=True)
+    with (STATE / "prefopt.lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise BadInput(
+                f"another run works in {Path.cwd()} (process {lock.read().strip() or '?'}); wait for it or stop it"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        for leftover in (STATE / "locks").glob("*.lock"):
+            leftover.unlink()
+        yield lock.fileno()
+
+
+def launch(command: Sequence[str]) -> int:
+    """Run a workflow command, its jobs forked from a warm server; the command's exit code.
+
+    The command holds the lock too: a Snakemake that outlives this process still keeps others out.
+    """
+    with only_run() as lock:
+        return run_beside_server(command, inherited=[lock])
