@@ -15,12 +15,14 @@ include: "workflow/rules/signals.smk"
 include: "workflow/rules/reward.smk"
 include: "workflow/rules/policy.smk"
 include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/tabular.smk"
 include: "workflow/rules/paper.smk"
 
 
 localrules:
     all,
     demo,
+    exact,
     mallowspo,
     reward_distillation,
     artifacts,
@@ -41,6 +43,12 @@ rule demo:
         items(scale="demo"),
 
 
+rule exact:
+    """Every item without a language model: seconds to a minute each."""
+    input:
+        items(scale="exact"),
+
+
 rule mallowspo:
     """The items of MallowsPO, arXiv 2405.14953."""
     input:
@@ -54,6 +62,6 @@ rule reward_distillation:
 
 
 rule artifacts:
-    """Everything below the items: pairs, models, scores, policies, judgements."""
+    """Everything below the items: pairs, models, scores, policies, judgements, studies."""
     input:
         manifests_below_items(),

@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 
 from prefopt.artifacts import Node, building, read_json, read_table, write_json, write_lines, write_table
+from prefopt.exact import collect_exact
+from prefopt.figures import drawing
 from prefopt.items import collect_item
 
 HOSTILE = "<script>alert('x')</script> & \"quoted\""
@@ -246,3 +248,55 @@ def finished(results: Path) -> list[str]:
         results, "reference", {"dpo": 0.3}, [claim("dpo", "reference")], (0,), title="DPO alone", against="reference"
     )
     return [first.ref, second.ref]
+
+
+def exact_item(results: Path) -> Node:
+    """A finished exact item: two figures, one table, one claim that holds, one order, and one that fails."""
+    values = {"margin": 1.25, "low": 1.1, "high": 1.4}
+
+    def fill(work: Path) -> None:
+        write_json(work / "values.json", values)
+        (work / "tables").mkdir()
+        rows = pd.DataFrame({"number": range(50), "name": HOSTILE, "x": 1 / 3})
+        rows.to_csv(work / "tables" / "all_rows.csv", index=False)
+        (work / "figures").mkdir()
+        for name in ("second_by_name", "drawn_first"):
+            with drawing(3, 2) as canvas:
+                canvas.figure.subplots().plot([0, 1])
+            (work / "figures" / f"{name}.svg").write_text(canvas.svg)
+
+    order = ["second_by_name", "drawn_first"]
+    spec = {"name": "example", "version": 1, "params": {"beta": 0.1}}
+    study = make(results, "studies", "example", spec, {}, fill, figures=order, tables=["all_rows"])
+    number = {"claim": "the margin", "value": "margin", "reported": 1.2, "tolerance": 0.1, "source": "table 4"}
+    head = {
+        "paper": "own",
+        "name": "exact",
+        "title": "Exact margins",
+        "arxiv": None,
+        "scale": "exact",
+        "note": "A note.",
+    }
+    spec = {
+        "item": head,
+        "study": {"name": "example", "params": {"beta": 0.1, "places": [1, 2]}},
+        "expect": [
+            number,
+            number | {"claim": "a stricter margin", "tolerance": 0.01},
+            {
+                "claim": "above one",
+                "value": "margin",
+                "above": 1.0,
+                "interval": ["low", "high"],
+                "source": "figure 5",
+            },
+        ],
+    }
+    content = collect_exact(spec, values, study.ref)
+
+    def fill_item(work: Path) -> None:
+        write_json(work / "item.json", content)
+        figure = results / study.ref / "figures" / "second_by_name.svg"
+        (work / "figure.svg").write_text(figure.read_text())
+
+    return make(results, "papers/own", "exact", spec, {"study": study}, fill_item, verdict=content["verdict"])

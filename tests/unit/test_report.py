@@ -173,6 +173,56 @@ def test_half_a_results_folder_still_gives_a_page(results, tmp_path):
     assert "papers/mallowspo/later-00000000" in words
 
 
+@pytest.fixture(scope="module")
+def with_exact(results, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exact") / "results"
+    shutil.copytree(results[0], folder)
+    return folder, [*results[1], finished_results.exact_item(folder).ref]
+
+
+def test_an_exact_item_has_its_figures_tables_numbers_and_parameters(with_exact):
+    folder, refs = with_exact
+    page = render_report(collect_report(folder, refs))
+    parsed = Page(page)
+    for text in (
+        "compute a paper's mathematics itself",
+        "Exact margins",
+        "exact: 2 of 3 claims hold",
+        "a stricter margin",
+        "1.25 [1.1, 1.4]",
+        "above 1",
+        "+0.05",
+        "beta 0.1; places [1, 2]",
+        "make reproduce ITEMS=own/exact",
+        "Table: all rows (50 rows)",
+        "0.333333",
+        finished_results.HOSTILE,
+    ):
+        assert text in parsed.words, text
+    assert parsed.words.index("Second by name.") < parsed.words.index("Drawn first.")
+    assert len(parsed.images) == 5 + 2
+    assert len(parsed.ids) == len(set(parsed.ids))
+    assert parsed.scripts == 1
+    files = {link for link in parsed.links if link.endswith((".csv", "manifest.json"))}
+    assert any(link.endswith("tables/all_rows.csv") for link in files)
+    assert all((folder / link).is_file() for link in files)
+
+
+def test_the_sections_of_other_items_are_the_same_beside_an_exact_one(with_exact, page):
+    sections = page[page.index('<section class="item"') : page.index('<section aria-labelledby="shared-title"')]
+    assert sections.strip() in render_report(collect_report(*with_exact))
+
+
+def test_an_exact_item_without_its_study_shows_its_own_figure(with_exact, tmp_path):
+    folder, refs = with_exact
+    shutil.copytree(folder / "papers", tmp_path / "papers")
+    data = collect_report(tmp_path, refs[-1:])
+    assert [ref.split("/")[0] for ref in data["absent"]] == ["studies"]
+    parsed = Page(render_report(data))
+    assert len(parsed.images) == 1
+    assert "a stricter margin" in parsed.words
+
+
 def test_no_items_no_crash(tmp_path):
     assert "0 items" in Page(render_report(collect_report(tmp_path, []))).words
 

@@ -87,6 +87,19 @@ def test_items_carry_their_estimates_and_verdict(published):
     assert run.data.tags["prefopt.verdict"] == item["verdict"]
 
 
+def test_an_exact_item_carries_its_numbers(tmp_path):
+    ref = finished_results.exact_item(tmp_path).ref
+    assert tracking.publish(tmp_path, [ref])["imported"] == [ref]
+    run, history = runs_of(tmp_path)[ref]
+    found = {key: [value for _, value, _ in points] for key, points in history.items()}
+    assert found["claim1/value"] == [1.25]
+    assert found["claim1/reported"] == [1.2]
+    assert found["claim3/difference"] == [0.25]
+    assert "claim3/reported" not in found  # an order has no reported number
+    assert run.data.params["study.params.places"] == "[1,2]"
+    assert run.data.tags["prefopt.verdict"] == "not reproduced"
+
+
 def test_importing_twice_changes_nothing(published):
     folder, refs, first = published
 

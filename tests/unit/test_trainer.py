@@ -135,6 +135,13 @@ def test_micro_batches_split_by_falling_length_and_lose_nothing():
     assert micro_batches([4, 0, 2, 1], lengths=[5, 9, 7, 0, 9], size=3) == [[1, 4, 2], [0]]
 
 
+def test_micro_batches_hold_no_more_padded_tokens_than_allowed():
+    # 2 x 9 = 18 fits, 3 x 9 = 27 does not; 2 x 7 = 14 fits; a row of 30 stands alone
+    lengths = [9, 9, 7, 6, 30]
+    assert micro_batches(range(5), lengths, size=8, tokens=20) == [[4], [0, 1], [2, 3]]
+    assert micro_batches(range(5), lengths, size=1, tokens=20) == [[4], [0], [1], [2], [3]]
+
+
 def test_weight_decay_is_on_matrices_only_and_rmsprop_is_itself():
     model = tiny.causal_lm()
     decayed, plain = new_optimizer(model, SPEC).param_groups

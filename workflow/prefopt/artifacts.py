@@ -6,6 +6,7 @@ into place when it is whole, manifest included: a folder under its final name is
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
@@ -108,6 +109,12 @@ def read_table(path: Path) -> Any:
     import pandas as pd
 
     return pd.read_parquet(path)
+
+
+def read_rows(path: Path) -> list[list[str]]:
+    """Read a CSV file as texts, the header first."""
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.reader(stream))
 
 
 def join_one_to_one(left: Any, right: Any, what: str) -> Any:

@@ -70,15 +70,24 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_stage(verbs: argparse._SubParsersAction, common: argparse.ArgumentParser, stage: Stage) -> None:
-    options = RunOptions()
+    defaults = RunOptions()
     verb = verbs.add_parser(stage.verb, parents=[common], help=stage.help, description=stage.help)
     verb.add_argument("--spec", type=Path, required=True, help=f"results/specs/{stage.folder}/<id>.json")
-    verb.add_argument("--micro-batch", type=int, default=options.micro_batch, help="rows in memory at a time")
-    verb.add_argument(
-        "--checkpoint-steps", type=int, default=options.checkpoint_steps, help="steps between checkpoints"
-    )
-    verb.add_argument("--device", choices=("auto", "cpu", "cuda"), default=options.device)
+    if "micro_batch" in stage.options:
+        verb.add_argument("--micro-batch", type=_count, default=defaults.micro_batch, help="rows in memory at a time")
+    if "checkpoint_steps" in stage.options:
+        text = "steps between checkpoints"
+        verb.add_argument("--checkpoint-steps", type=_count, default=defaults.checkpoint_steps, help=text)
+    if "device" in stage.options:
+        verb.add_argument("--device", choices=("auto", "cpu", "cuda"), default=defaults.device)
     verb.set_defaults(run=_run_stage)
+
+
+def _count(text: str) -> int:
+    """A whole number of at least one, for argparse."""
+    if (value := int(text)) < 1:
+        raise ValueError
+    return value
 
 
 def _add_configured(
@@ -108,7 +117,7 @@ def _run_stage(arguments: argparse.Namespace) -> None:
     node = Node.from_json(read_json(arguments.spec))
     if node.stage.split("/", maxsplit=1)[0] != stage.folder:
         raise FailedCheck(f"{arguments.spec}: a spec of '{node.stage}', which '{stage.verb}' does not make")
-    options = RunOptions(arguments.micro_batch, arguments.checkpoint_steps, arguments.device)
+    options = RunOptions(**{name: getattr(arguments, name) for name in stage.options})
     results = results_of(arguments.spec)
     with building(node, results) as build:
         stage.load()(build, options)

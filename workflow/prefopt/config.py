@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from prefopt.errors import BadInput, nearest
-from prefopt.specs import Config, DataSpec, ItemSpec, ModelSpec
+from prefopt.specs import Config, DataSpec, ExactItemSpec, ItemSpec, ModelSpec
 
 Spec = TypeVar("Spec", bound=BaseModel)
 
@@ -148,14 +148,27 @@ def item_files(config_dir: Path, patterns: list[str]) -> list[Path]:
     return list(found)
 
 
-def load_item(path: Path) -> ItemSpec:
-    """One declaration, with ``data`` and ``model`` names replaced by their entries of datasets.yaml and models.yaml."""
+def load_item(path: Path) -> ItemSpec | ExactItemSpec:
+    """One declaration, with ``data`` and ``model`` names replaced by their entries of datasets.yaml and models.yaml.
+
+    A declaration with a ``study`` is an exact item, which has neither.
+    """
     content = load_yaml(path)
+    if _is_exact(content):
+        return parse(ExactItemSpec, content, str(path))
     item: ItemSpec = parse(ItemSpec, content, str(path))
     config_dir = next(p.parent for p in path.parents if p.name == "experiments")
     data = _named(item.data, config_dir / "datasets.yaml", DataSpec)
     model = _named(item.model, config_dir / "models.yaml", ModelSpec)
     return item.model_copy(update={"data": data, "model": model})
+
+
+def _is_exact(content: Any) -> bool:
+    """By the study or by the scale, so that a misspelt ``study`` is told as that."""
+    if not isinstance(content, dict):
+        return False
+    head = content.get("item")
+    return "study" in content or (isinstance(head, dict) and head.get("scale") == "exact")
 
 
 def _named(value: Any, file: Path, model: Any) -> Any:

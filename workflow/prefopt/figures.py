@@ -6,7 +6,7 @@ import html
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
@@ -55,15 +55,29 @@ class _Canvas:
         self.svg = ""
 
 
+def styled() -> AbstractContextManager[None]:
+    """The look of all figures, for everything drawn inside the block."""
+    return mpl.rc_context(_STYLE)
+
+
 @contextmanager
-def _drawing(width: float, height: float) -> Iterator[_Canvas]:
-    with mpl.rc_context(_STYLE):
+def drawing(width: float, height: float) -> Iterator[_Canvas]:
+    """A figure of that size in inches to draw on; its ``svg`` is there after the block."""
+    with styled():
         canvas = _Canvas(Figure(figsize=(width, height), layout="constrained"))
         canvas.figure.get_layout_engine().set(wspace=0.06)
         yield canvas
-        stream = io.StringIO()
-        canvas.figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    canvas.svg = stream.getvalue()
+        canvas.svg = svg_text(canvas.figure)
+
+
+def svg_text(figure: Figure | str) -> str:
+    """A figure as SVG text, the same bytes every time; text that is SVG already stays as it is."""
+    if isinstance(figure, str):
+        return figure
+    stream = io.StringIO()
+    with styled():
+        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+    return stream.getvalue()
 
 
 def arms_figure(item: Mapping[str, Any]) -> str:
@@ -73,7 +87,7 @@ def arms_figure(item: Mapping[str, Any]) -> str:
         ("win_rate", f"win rate against {item['against']} (%)", 50.0),
         ("reward_advantage", "reward advantage", 0.0),
     )
-    with _drawing(7.2, 0.9 + 0.34 * len(names)) as canvas:
+    with drawing(7.2, 0.9 + 0.34 * len(names)) as canvas:
         axes = canvas.figure.subplots(1, 2, sharey=True)
         for panel, (metric, label, neutral) in zip(axes, panels, strict=True):
             panel.axvline(neutral, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
@@ -113,7 +127,7 @@ def curves_figure(curves: Mapping[str, Sequence[Curve]]) -> str:
     scales; where they spread over more than a factor of 30 the loss axis is logarithmic.
     """
     rows = -(-len(curves) // 4)
-    with _drawing(7.2, 2.5 + 0.22 * rows) as canvas:
+    with drawing(7.2, 2.5 + 0.22 * rows) as canvas:
         axes = canvas.figure.subplots(1, 2)
         for panel, metric in zip(axes, ("loss", "accuracy"), strict=True):
             for number, runs in enumerate(curves.values()):
@@ -161,7 +175,7 @@ def _log_scale_where_wide(panel: Axes, values: Sequence[float]) -> None:
 
 def histogram_figure(weights: Mapping[str, Sequence[float]], phi_star: Mapping[str, float]) -> str:
     """Distribution of the dispersion weight c(x), mean 1 on the train split, one outline per estimate or control."""
-    with _drawing(7.2, 2.4) as canvas:
+    with drawing(7.2, 2.4) as canvas:
         panel = canvas.figure.subplots()
         everything = np.concatenate([np.asarray(w, dtype=float) for w in weights.values()])
         top = max(float(np.quantile(everything, 0.995)), 1e-6)

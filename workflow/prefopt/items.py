@@ -249,13 +249,14 @@ def markdown(item: Mapping[str, Any]) -> str:
         }
         for row in item["expect"]
     ]
-    parts = [f"# {item['title']}", f"Scale {item['scale']}: **{item['verdict']}**", _pipe_table(table(item))]
+    parts = [f"# {item['title']}", f"Scale {item['scale']}: **{item['verdict']}**", pipe_table(table(item))]
     if claims:
-        parts.append(_pipe_table(pd.DataFrame(claims)))
+        parts.append(pipe_table(pd.DataFrame(claims)))
     return "\n\n".join([*parts, item["method"]]) + "\n"
 
 
-def _pipe_table(frame: pd.DataFrame) -> str:
+def pipe_table(frame: pd.DataFrame) -> str:
+    """A data frame of texts and numbers as a Markdown table."""
     rows = [[str(cell).replace("|", "\\|") for cell in row] for row in frame.itertuples(index=False)]
     lines = [list(frame.columns), ["---"] * frame.shape[1], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -188,7 +188,10 @@ def _from_folder(auto: Any, folder: Path, trust_remote_code: bool, **settings: A
     """A model with dropout off, in fp32, and the names of weights the folder lacks."""
     import torch
     from transformers import AutoConfig
+    from transformers.utils import logging as library_logging
 
+    library_logging.set_verbosity_error()  # a new reward head is reported as missing weights, over many lines
+    library_logging.disable_progress_bar()
     common = {"local_files_only": True, "trust_remote_code": trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(folder, **common, **settings)

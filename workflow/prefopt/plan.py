@@ -13,7 +13,8 @@ from prefopt.config import item_files, load_config, load_item
 from prefopt.errors import BadInput, nearest
 from prefopt.losses import COMPOSITIONS, get_loss
 from prefopt.sources import data_identity, model_identity
-from prefopt.specs import ArmSpec, Config, EnsembleSpec, ItemSpec, SamplingSpec, ScratchModel
+from prefopt.specs import ArmSpec, Config, EnsembleSpec, ExactItemSpec, ItemSpec, SamplingSpec, ScratchModel
+from prefopt.studies import get_study
 
 # Part of every id: raised when the meaning of a stage's output changes, so that old results are not taken for new ones.
 STAGE_VERSIONS = {
@@ -31,6 +32,7 @@ STAGE_VERSIONS = {
     "generations": 1,
     "judgements": 1,
     "metrics": 1,
+    "studies": 1,
     "papers": 1,
 }
 
@@ -106,9 +108,23 @@ def load_plan(config_file: Path, overrides: Mapping[str, Any] | None = None) -> 
     return plan
 
 
-def plan_item(plan: Plan, item: ItemSpec, data_root: Path) -> Node:
-    """Plan one paper item down to its data; returns the item's node."""
+def plan_item(plan: Plan, item: ItemSpec | ExactItemSpec, data_root: Path) -> Node:
+    """Plan one paper item down to its data, or to its study; returns the item's node."""
+    if isinstance(item, ExactItemSpec):
+        return _plan_exact(plan, item)
     return _ItemPlanner(plan, item, data_root).item_node()
+
+
+def _plan_exact(plan: Plan, item: ExactItemSpec) -> Node:
+    found = get_study(item.study.name)
+    content = {"name": found.name, "version": found.version, "params": found.check_params(item.study.params)}
+    parents = {"study": plan.add("studies", found.name, content)}
+    spec = {
+        "item": item.item.model_dump(),
+        "study": {"name": content["name"], "params": content["params"]},
+        "expect": [row.model_dump() for row in item.expect],
+    }
+    return plan.add(f"papers/{item.item.paper}", item.item.name, spec, parents)
 
 
 def resolve_arm(arm: ArmSpec) -> tuple[str, dict[str, Any], dict[str, Any] | None, frozenset[str]]:

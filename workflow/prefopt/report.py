@@ -8,15 +8,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from prefopt import figures, items
-from prefopt.artifacts import MANIFEST, read_json, read_lines, read_table
+from prefopt import exact, figures, items
+from prefopt.artifacts import MANIFEST, read_json, read_lines, read_rows, read_table
 
 NOT_MADE = "not made yet"
 SAMPLE_PROMPTS = 3
 VERDICT_MEANINGS = {
-    items.REPRODUCED: "direction and reported number hold; possible at the papers' own scale only",
+    items.REPRODUCED: "direction and reported number hold; possible at the papers' own scale and for exact items only",
     items.DIRECTION_ONLY: "the difference lies above 0 with its whole interval; numbers are not compared",
-    items.NOT_REPRODUCED: "the interval reaches 0 or lies on the other side",
+    items.NOT_REPRODUCED: "the interval reaches 0 or lies on the other side; of an exact item: the number is off",
     items.NOT_RUN: "an arm of the claim has no finished run",
     items.NO_CLAIM: "the item declares nothing to check",
     NOT_MADE: "the item has no result in this folder yet",
@@ -46,13 +46,27 @@ def _collect_item(results: Path, ref: str, artifacts: dict[str, dict[str, Any]],
         return {"ref": ref, "item": None, "reachable": []}
     item = read_json(results / ref / "item.json")
     parents = {role: parent for role, parent in artifacts[ref]["parents"].items() if parent in artifacts}
-    return {
-        "ref": ref,
-        "item": item,
-        "reachable": reachable,
+    found = {"ref": ref, "item": item, "reachable": reachable}
+    if item["scale"] == "exact":
+        return found | _study(results, ref, parents.get("study"), artifacts)
+    return found | {
         "curves": _curves(results, item, parents),
         "samples": _samples(results, item, parents),
     }
+
+
+def _study(results: Path, item_ref: str, ref: str | None, artifacts: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures (name -> SVG) and tables (name -> rows as text) of an exact item's study, in the study's order.
+
+    Where the study is not on this machine, the item's own figure is all there is.
+    """
+    if ref is None:
+        own = (results / item_ref / "figure.svg").read_text(encoding="utf-8")
+        return {"study": None, "figures": {"figure": own}, "tables": {}}
+    summary, folder = artifacts[ref]["summary"], results / ref
+    drawn = {name: (folder / "figures" / f"{name}.svg").read_text(encoding="utf-8") for name in summary["figures"]}
+    tables = {name: read_rows(folder / "tables" / f"{name}.csv") for name in summary["tables"]}
+    return {"study": ref, "figures": drawn, "tables": tables}
 
 
 def ancestors(results: Path, ref: str, artifacts: dict[str, dict[str, Any]], absent: set[str]) -> list[str]:
@@ -154,7 +168,7 @@ def render_report(data: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"duration": _duration, "interval": items.with_interval, "slug": _slug, "number": _number}
+    environment.filters |= {"duration": _duration, "slug": _slug, "number": _number, "shortened": _shortened}
     artifacts = data["artifacts"]
     return environment.get_template("report.html.j2").render(
         sections=[_section(entry, artifacts, number) for number, entry in enumerate(data["items"])],
@@ -184,20 +198,56 @@ def _section(entry: Mapping[str, Any], artifacts: Mapping[str, Mapping[str, Any]
     by_stage: dict[str, list[str]] = {}
     for ref in entry["reachable"]:
         by_stage.setdefault(ref.rsplit("/", 1)[0], []).append(ref)
+    is_exact = item["scale"] == "exact"
+    return base | {
+        "target": f"{item['paper']}/{item['name']}",
+        "exact": is_exact,
+        "by_stage": by_stage,
+        "cost": cost(artifacts[ref] for ref in entry["reachable"]),
+        **(_exact_parts(entry, number) if is_exact else _arm_parts(entry, number)),
+    }
+
+
+def _arm_parts(entry: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """What only an item with arms has: their table and figure, learning curves, samples."""
+    item = entry["item"]
     arms_label = (
         f"{item['title']}: win rate and reward advantage of {len(item['arms'])} arms; the table has the numbers"
     )
     curves_label = f"{item['title']}: training loss and accuracy against the step for {', '.join(entry['curves'])}"
-    return base | {
-        "target": f"{item['paper']}/{item['name']}",
+    return {
+        "claims": [_claim(row) for row in item["expect"]],
         "table": items.table(item),
         "figure": _figure(figures.arms_figure(item), arms_label, f"arms{number}"),
         "curves": _figure(figures.curves_figure(entry["curves"]), curves_label, f"curves{number}")
         if entry["curves"]
         else None,
         "samples": entry["samples"],
-        "by_stage": by_stage,
-        "cost": cost(artifacts[ref] for ref in entry["reachable"]),
+    }
+
+
+def _claim(row: Mapping[str, Any]) -> dict[str, Any]:
+    """One line of the table of verdicts."""
+    return {
+        "published": row["reported"] or "–",
+        "ours": items.with_interval(row["difference"], 2, sign=True),
+        "detail": f"{row['metric'].replace('_', ' ')}: {row['arm']} − {row['than']}",
+    } | {key: row[key] for key in ("claim", "source", "verdict")}
+
+
+def _exact_parts(entry: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """What only an exact item has: its study's figures, tables and parameters."""
+    item = entry["item"]
+    drawings = [
+        _figure(svg, f"{item['title']}: {name.replace('_', ' ')}; the tables have the numbers", f"exact{number}-{n}")
+        for n, (name, svg) in enumerate(entry["figures"].items())
+    ]
+    return {
+        "claims": exact.verdict_lines(item),
+        "table": exact.table(item),
+        "figures": list(zip(entry["figures"], drawings, strict=True)),
+        "tables": entry["tables"],
+        "study_ref": entry["study"],
     }
 
 
@@ -264,6 +314,14 @@ def _duration(seconds: float) -> str:
 
 def _number(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
+
+
+def _shortened(cell: str) -> str:
+    """A cell of a CSV file: numbers with six significant digits, everything else as it is."""
+    try:
+        return f"{float(cell):.6g}"
+    except ValueError:
+        return cell
 
 
 def _slug(text: str) -> str:

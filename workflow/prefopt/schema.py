@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from pydantic import TypeAdapter
 
 from prefopt.losses import COMPOSITIONS, LOSSES
-from prefopt.specs import Config, DataSpec, ItemSpec, ModelSpec
+from prefopt.specs import Config, DataSpec, ExactItemSpec, ItemSpec, ModelSpec
+from prefopt.studies import STUDIES
 
 
 def schemas() -> dict[str, str]:
     """File name -> JSON schema text for config.yaml, item files, datasets.yaml and models.yaml."""
-    item = TypeAdapter(ItemSpec).json_schema()
-    item["$defs"]["LossSpec"]["properties"]["name"]["enum"] = [*LOSSES, *COMPOSITIONS]
     models = {
         "config.schema.json": TypeAdapter(Config).json_schema(),
-        "item.schema.json": item,
+        "item.schema.json": _item_schema(),
         "datasets.schema.json": TypeAdapter(dict[str, DataSpec]).json_schema(),
         "models.schema.json": TypeAdapter(dict[str, ModelSpec]).json_schema(),
     }
     return {name: json.dumps(schema, indent=2, sort_keys=True) + "\n" for name, schema in models.items()}
+
+
+def _item_schema() -> dict[str, Any]:
+    """An exact item where a study is declared, else an item with arms: either one with its own error messages."""
+    schema = TypeAdapter(ItemSpec | ExactItemSpec).json_schema()
+    schema["$defs"]["LossSpec"]["properties"]["name"]["enum"] = [*LOSSES, *COMPOSITIONS]
+    schema["$defs"]["StudySpec"]["properties"]["name"]["enum"] = [*STUDIES]
+    exact, item = ({"$ref": f"#/$defs/{model.__name__}"} for model in (ExactItemSpec, ItemSpec))
+    return {"$defs": schema["$defs"], "if": {"required": ["study"]}, "then": exact, "else": item}

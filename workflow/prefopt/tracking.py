@@ -165,7 +165,7 @@ def _evaluations(results: Path, manifests: Mapping[str, Mapping[str, Any]]) -> d
             continue
         item = read_json(results / ref / "item.json")
         _, end = _times(manifest)
-        for arm in item["arms"].values():
+        for arm in item.get("arms", {}).values():
             for run in arm["seeds"].values():
                 prefix = f"{item['paper']}/{item['name']}/"
                 points = _final_points(run["values"] or {}, end, 0, prefix)
@@ -185,8 +185,10 @@ def _training_points(folder: Path, manifest: Mapping[str, Any]) -> list[Point]:
 
 
 def _item_points(item: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[Point]:
-    """Mean and interval of every arm's metrics, and the difference of every claim."""
+    """Mean and interval of every arm's metrics and the difference of every claim; of an exact item its numbers."""
     _, end = _times(manifest)
+    if item["scale"] == "exact":
+        return _final_points(_exact_values(item), end, 0)
     values = {
         f"{arm}/{metric}": numbers
         for arm, found in item["arms"].items()
@@ -194,6 +196,14 @@ def _item_points(item: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[P
     }
     values |= {f"claim{n}/difference": row["difference"] or {} for n, row in enumerate(item["expect"], start=1)}
     return _final_points(values, end, 0)
+
+
+def _exact_values(item: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        f"claim{n}/{key}": row[key]
+        for n, row in enumerate(item["expect"], start=1)
+        for key in ("value", "reported", "difference")
+    }
 
 
 def _final_points(values: Mapping[str, Any], at: int, step: int, prefix: str = "") -> list[Point]:

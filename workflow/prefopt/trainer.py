@@ -33,6 +33,7 @@ else:
 Metrics = dict[str, float]
 
 _NAMES_SHOWN = 16
+_CPU_TOKENS = 1024  # a CPU gains nothing from larger pieces, and they are padded to their longest row
 _log = logging.getLogger(__name__)
 
 
@@ -68,10 +69,21 @@ def rate_factor(spec: TrainSpec, step: int, steps: int) -> float:
     return 1.0
 
 
-def micro_batches(rows: Sequence[int], lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Rows of one effective batch by falling length, in pieces of at most ``size``: similar lengths, little padding."""
-    ordered = sorted(rows, key=lambda row: (-lengths[row], row))
-    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+def micro_batches(rows: Sequence[int], lengths: Sequence[int], size: int, tokens: int | None = None) -> list[list[int]]:
+    """Rows of one effective batch by falling length, in pieces of at most ``size`` rows and, padded, ``tokens`` tokens.
+
+    A row longer than that stands alone. Similar lengths stand together, so there is little padding.
+    """
+    parts: list[list[int]] = []
+    for row in sorted(rows, key=lambda row: (-lengths[row], row)):
+        fits = parts and len(parts[-1]) < size
+        if fits and tokens is not None:
+            fits = (len(parts[-1]) + 1) * lengths[parts[-1][0]] <= tokens
+        if fits:
+            parts[-1].append(row)
+        else:
+            parts.append([row])
+    return parts
 
 
 def new_optimizer(model: PreTrainedModel, spec: TrainSpec) -> Optimizer:
@@ -154,6 +166,7 @@ class _Run:
     ) -> None:
         self.objective, self.spec, self.seed, self.state_dir = objective, spec, seed, state_dir
         self.micro_batch, self.device = micro_batch, device
+        self.tokens = _CPU_TOKENS if device == "cpu" and objective.divisible else None
         self.accelerator = _new_accelerator(device)
         self.model = set_precision(model.to(device), spec.precision).eval()  # eval: dropout off, gradients on
         self.optimizer = new_optimizer(self.model, spec)
@@ -217,7 +230,7 @@ class _Run:
         self.optimizer.zero_grad()
         weight = self.objective.weight(rows)
         totals: dict[str, torch.Tensor] = {}
-        for part in micro_batches(rows, self.objective.lengths, self.micro_batch):
+        for part in micro_batches(rows, self.objective.lengths, self.micro_batch, self.tokens):
             loss, sums = self.objective.loss(self.model, part, Moment(self.step, self.steps, before))
             self.accelerator.backward(loss / weight)
             for name, value in {"loss": loss.detach(), **sums}.items():

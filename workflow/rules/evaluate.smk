@@ -23,9 +23,8 @@ rule generate:
         mem_mb=memory(8),
         runtime=minutes(240),
         gpu=EXECUTION.gpus,
-        micro_batch=micro_batch,
     shell:
-        "python -m prefopt generate --spec {input.spec:q} --micro-batch {resources.micro_batch} >> {log:q} 2>&1"
+        "python -m prefopt generate --spec {input.spec:q} >> {log:q} 2>&1"
 
 
 rule judge:

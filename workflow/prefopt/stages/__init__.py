@@ -26,6 +26,7 @@ class Stage:
     folder: str
     module: str
     help: str
+    options: tuple[str, ...] = ()  # which of RunOptions the stage heeds; the command line takes no others
 
     def load(self) -> Callable[[Build, RunOptions], None]:
         """The stage's function, named as its verb."""
@@ -33,25 +34,33 @@ class Stage:
         return getattr(module, self.verb.replace("-", "_"))
 
 
+_MODEL = ("micro_batch", "device")
+_TRAINING = (*_MODEL, "checkpoint_steps")
+
 STAGES = {
     stage.verb: stage
     for stage in (
         Stage("prepare-pairs", "pairs", "data", "read preference pairs into the canonical table; refuse with a reason"),
         Stage("prepare-model", "base", "data", "start a model from scratch, or pin a local or hub one"),
         Stage("tokenize", "tokens", "data", "turn the pairs into token ids"),
-        Stage("train-sft", "sft", "signals", "fine-tune on the chosen responses: the reference policy"),
+        Stage("train-sft", "sft", "signals", "fine-tune on the chosen responses: the reference policy", _TRAINING),
         Stage(
-            "score-reference", "reference", "signals", "log-probability and entropy under the reference, in one pass"
+            "score-reference",
+            "reference",
+            "signals",
+            "log-probability and entropy under the reference, in one pass",
+            _MODEL,
         ),
-        Stage("sample-reference", "samples", "signals", "draw responses from the reference for forward KL"),
+        Stage("sample-reference", "samples", "signals", "draw responses from the reference for forward KL", _MODEL),
         Stage("estimate-dispersion", "dispersion", "signals", "prompt dispersion from the reference's token entropy"),
-        Stage("train-reward", "reward", "reward", "train one reward model of an ensemble"),
-        Stage("score-rewards", "rewards", "reward", "score every pair with one reward model"),
+        Stage("train-reward", "reward", "reward", "train one reward model of an ensemble", _TRAINING),
+        Stage("score-rewards", "rewards", "reward", "score every pair with one reward model", _MODEL),
         Stage("collect-ensemble", "ensemble", "reward", "put the members' scores side by side, K columns"),
-        Stage("train-policy", "policy", "policy", "fine-tune a policy with a preference loss"),
-        Stage("generate", "generations", "evaluate", "answer the test prompts with a model"),
-        Stage("judge", "judgements", "evaluate", "compare two sets of answers in both orders"),
+        Stage("train-policy", "policy", "policy", "fine-tune a policy with a preference loss", _TRAINING),
+        Stage("generate", "generations", "evaluate", "answer the test prompts with a model", ("device",)),
+        Stage("judge", "judgements", "evaluate", "compare two sets of answers in both orders", _MODEL),
         Stage("win-rate", "metrics", "evaluate", "win rate and reward advantage with intervals"),
+        Stage("run-study", "studies", "tabular", "compute one exact study: numbers, tables and figures"),
         Stage("paper-item", "papers", "paper", "put one table or figure together, with its verdict"),
     )
 }

@@ -1,4 +1,4 @@
-"""The Mallows-phi law of rankings (Kendall distance): sampling, exact probabilities, maximum likelihood.
+"""The Mallows-phi law of rankings (Kendall distance): sampling and exact probabilities.
 
 A ranking lists items from best to worst; the central ranking is 0, 1, ..., n - 1. P(ranking) is proportional to
 phi^d, d the number of discordant pairs, 0 <= phi <= 1: small phi is strong agreement, phi = 1 is uniform.
@@ -19,7 +19,7 @@ def sample_mallows_phi(rng: np.random.Generator, n_items: int, phi: ArrayLike, s
 
     Raises BadInput for phi outside [0, 1].
     """
-    lam = np.broadcast_to(_lambda(phi), (size,))
+    lam = np.broadcast_to(neg_log(phi), (size,))
     place = np.zeros((size, n_items), dtype=np.int64)
     for item in range(1, n_items):
         at = item - _truncated_geometric(rng.random(size), lam, item)
@@ -53,7 +53,7 @@ def log_probability(rankings: ArrayLike, phi: float) -> NDArray[np.float64]:
     """log P of each row [size, n]; -inf off the centre where phi = 0."""
     rows = np.atleast_2d(np.asarray(rankings))
     distance = kendall_distance(rows)
-    lam = float(_lambda(phi))
+    lam = float(neg_log(phi))
     # 0 * inf is not a number, but 0 discordant pairs at phi = 0 have weight one.
     weighted = np.where(distance == 0, 0.0, -lam * np.maximum(distance, 1))
     return weighted - log_normaliser(rows.shape[1], phi)
@@ -66,7 +66,7 @@ def pairwise_marginal(distance: ArrayLike, phi: float) -> NDArray[np.float64]:
 
     Source: 2405.14953, corollary 3.
     """
-    steps, lam = np.asarray(distance, dtype=float), float(_lambda(phi))
+    steps, lam = np.asarray(distance, dtype=float), float(neg_log(phi))
     if lam < 1e-6:
         return 0.5 + lam * (2 * steps + 1) / 12
     return (steps + 1) / -np.expm1(-lam * (steps + 1)) - steps / -np.expm1(-lam * steps)
@@ -83,23 +83,16 @@ def mean_distance(n_items: int, phi: float) -> float:
     return float(sum(np.arange(size) @ top_item_law(size, phi) for size in range(1, n_items + 1)))
 
 
-def fit_phi(rankings: ArrayLike) -> float:
-    """Maximum-likelihood phi of rankings [size, n >= 2] with centre 0..n-1: mean_distance(phi) = observed mean.
-
-    1 where the rankings are no closer to the centre than at random, 0 where all equal it.
-    """
-    from scipy.optimize import brentq
-
-    rows = np.atleast_2d(np.asarray(rankings))
-    n_items, observed = rows.shape[1], float(kendall_distance(rows).mean())
-    if observed == 0:
-        return 0.0
-    if observed >= n_items * (n_items - 1) / 4:
-        return 1.0
-    return float(brentq(lambda phi: mean_distance(n_items, phi) - observed, 0.0, 1.0, xtol=1e-12))
+def variance_distance(n_items: int, phi: float) -> float:
+    """Variance of the number of discordant pairs: the same sum of variances, the terms being independent."""
+    total = 0.0
+    for size in range(1, n_items + 1):
+        law, steps = top_item_law(size, phi), np.arange(size)
+        total += law @ steps**2 - (law @ steps) ** 2
+    return float(total)
 
 
-def _lambda(phi: ArrayLike) -> NDArray[np.float64]:
+def neg_log(phi: ArrayLike) -> NDArray[np.float64]:
     """-log phi; infinite at 0."""
     values = np.asarray(phi, dtype=float)
     if not np.all((values >= 0) & (values <= 1)):
