@@ -15,6 +15,7 @@ from prefopt.dispersion import (
     neg_log_dispersion,
     normalised_entropy,
     phi_star,
+    sequence_entropy,
 )
 from prefopt.errors import BadInput, FailedCheck
 
@@ -166,3 +167,21 @@ def test_check_weights_needs_training_pairs():
 def test_bad_input_is_named(call, message):
     with pytest.raises(BadInput, match=message):
         call()
+
+
+def test_sequence_entropy_is_nats_per_sampled_token_over_log_v():
+    # prompt 7: (2 + 4) nats over 3 + 5 tokens; prompt 3: 1 nat over 2 tokens; V = 8
+    found = sequence_entropy([7, 3, 7], [-2.0, -1.0, -4.0], [3, 2, 5], vocab_size=8)
+    assert found == pytest.approx({7: 6 / (8 * np.log(8)), 3: 1 / (2 * np.log(8))})
+
+
+def test_sequence_entropy_converges_to_the_entropy_it_samples():
+    law = np.array([0.5, 0.25, 0.125, 0.125])  # entropy 1.75 bits of at most 2
+    drawn = np.random.default_rng(0).choice(4, size=20_000, p=law)
+    found = sequence_entropy(np.zeros(20_000, int), np.log(law[drawn]), np.ones(20_000), vocab_size=4)
+    assert found[0] == pytest.approx(1.75 / 2, abs=0.005)  # standard error .0023
+
+
+def test_sequence_entropy_refuses_what_is_no_log_probability():
+    with pytest.raises(BadInput, match="ref_logp"):
+        sequence_entropy([0], [0.5], [1], vocab_size=4)

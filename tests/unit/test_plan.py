@@ -113,6 +113,19 @@ def test_shuffle_seed_counts_only_where_something_is_shuffled(planned):
     assert ids({"control": "shuffled", "seed": 0}) != ids({"control": "shuffled", "seed": 1})
 
 
+def test_sequence_entropy_samples_every_prompt_and_forward_kl_the_training_prompts(planned):
+    sampled = {"norm": "mc_sequence", "samples": 4}
+    arms = {"theta": {"loss": {"name": "mallows_theta", "beta": 0.1}, "dispersion": sampled}}
+    plan = planned(declare(arms=arms))
+    (samples,) = (plan.nodes[ref] for ref in refs(plan, "samples"))
+    assert (samples.spec["split"], samples.spec["per_prompt"]) == ("all", 4)
+    (dispersion,) = (plan.nodes[ref] for ref in refs(plan, "dispersion"))
+    assert set(dispersion.parents) == {"tokens", "reference", "samples"}
+    plan = planned(declare())
+    (samples,) = (plan.nodes[ref] for ref in refs(plan, "samples"))
+    assert (samples.spec["split"], samples.spec["per_prompt"]) == ("train", 1)
+
+
 def test_reachable_lists_parents_first(planned):
     plan = planned(declare())
     seen = set()
@@ -157,7 +170,8 @@ def test_editing_a_data_file_changes_every_id_moving_it_none(planned, tmp_path, 
         ({"arms": {"a": {"loss": {"name": "dpo"}}}}, "missing parameter 'beta'"),
         ({"arms": {"a": {"loss": {"name": "distill", "beta": 0.1}}}}, "set 'rewards' to one of"),
         ({"arms": {"a": {"loss": {"name": "distill", "beta": 0.1}, "rewards": "singel"}}}, "did you mean 'single'"),
-        ({"samples": None}, "arms.e_dpo: forward_kl needs reference samples"),
+        ({"samples": None}, "arms.e_dpo: needs reference samples"),
+        ({"samples": {"temperature": 0.7}}, "set temperature and top_p to 1"),
         ({"evaluate": {"against": "dop"}}, "evaluate.against: no arm 'dop'; did you mean 'dpo'"),
         ({"evaluate": {"judge": {"members": 1, "train": TRAIN}}}, "trains on 'split: judge'"),
         ({"data": {"source": {"kind": "files", "paths": ["gone.jsonl"]}}}, "gone.jsonl: no such file"),

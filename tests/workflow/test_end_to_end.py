@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pandas as pd
 import pytest
@@ -156,3 +157,26 @@ def test_an_arm_added_later_shares_everything_else(finished, tmp_path):
     clone.declare(item(arms=arms))
     jobs = clone.planned_jobs()
     assert (jobs["train_policy"], jobs["generate"], jobs.get("train_reward", 0)) == (1, 1, 0)
+
+
+def test_dispersion_from_sampled_sequences(finished, tmp_path):
+    """The mc_sequence estimate reads samples of every prompt; its weights are another artifact's, with mean 1 too."""
+    clone = finished.copy(tmp_path / "clone")
+    sampled = {"norm": "mc_sequence", "samples": 2}
+    arms = {"theta": {"loss": {"name": "mallows_theta", "beta": 0.1}, "dispersion": sampled}}
+    clone.declare(item(arms=arms))
+    clone.snakemake("-n", check=True)
+    before = set((clone.folder / "results" / "dispersion").iterdir())
+    (new,) = {p.stem for p in (clone.folder / "results" / "specs" / "dispersion").iterdir()} - {p.name for p in before}
+    clone.snakemake(f"results/dispersion/{new}/manifest.json", check=True)
+    table = pd.read_parquet(clone.folder / "results" / "dispersion" / new / "dispersion.parquet")
+    assert table.loc[table["split"] == "train", "dispersion_weight"].mean() == pytest.approx(1.0, abs=1e-12)
+    tokens = pd.read_parquet(clone.artifact("tokens") / "tokens.parquet")
+    (samples,) = (clone.folder / "results" / "samples").glob("*all*")
+    drawn = pd.read_parquet(samples / "samples.parquet")
+    assert drawn["prompt_id"].value_counts().to_dict() == dict.fromkeys(tokens["prompt_id"], 2)
+    entropy = -drawn["ref_logp"].groupby(drawn["prompt_id"]).sum() / drawn["tokens"].groupby(drawn["prompt_id"]).sum()
+    row = table.iloc[0]
+    prompt = tokens.set_index("pair_id").loc[row["pair_id"], "prompt_id"]
+    vocabulary = json.loads((clone.artifact("reference") / "reference.json").read_text())["vocab_size"]
+    assert row["normalised_entropy"] == pytest.approx(entropy[prompt] / math.log(vocabulary))

@@ -58,6 +58,25 @@ def normalised_entropy(
     return np.clip(fraction, _CLAMP, 1 - _CLAMP)
 
 
+def sequence_entropy(prompt_id: ArrayLike, logp: ArrayLike, tokens: ArrayLike, vocab_size: int) -> dict[int, float]:
+    """Monte-Carlo entropy of the reference's responses to each prompt, as a fraction of its maximum.
+
+    E(x) = -sum_m log ref(y_m | x) / (sum_m n_m log V) over samples y_m ~ ref(. | x): an unbiased sum of sequence
+    entropies over the tokens they took. Clamped to [1e-6, 1 - 1e-6]; one entry per prompt.
+
+    Raises BadInput for positive or missing log-probabilities and empty responses.
+
+    Source: 2405.14953, eq. 10, with the expectation over sequences sampled instead of teacher-forced.
+    """
+    prompts, inverse = np.unique(np.asarray(prompt_id), return_inverse=True)
+    values, lengths = np.asarray(logp, dtype=float), np.asarray(tokens, dtype=float)
+    _first_bad("ref_logp", values, values <= 0, "a log-probability, 0 or less")
+    _first_bad("tokens", lengths, lengths >= 1, "at least one token")
+    nats = -np.bincount(inverse, weights=values) / np.bincount(inverse, weights=lengths)
+    fractions = np.clip(nats / np.log(vocab_size), _CLAMP, 1 - _CLAMP)
+    return dict(zip(prompts.tolist(), fractions.tolist(), strict=True))
+
+
 def phi_star(normalised_entropy_train: ArrayLike) -> float:
     """1 / mean(-log E) over the training pairs: the constant that gives c mean 1 there.
 

@@ -211,21 +211,26 @@ class _ItemPlanner:
             if arm.dispersion.control != "shuffled":
                 spec["seed"] = None  # only the shuffled control draws
             name = arm.dispersion.control or arm.dispersion.estimator
-            parents["dispersion"] = self.plan.add(
-                "dispersion", name, spec, {"tokens": self.tokens, "reference": self.reference}
-            )
+            sources = {"tokens": self.tokens, "reference": self.reference}
+            if arm.dispersion.samples is not None:
+                sources["samples"] = self._samples(arm_name, "all", arm.dispersion.samples)
+            parents["dispersion"] = self.plan.add("dispersion", name, spec, sources)
         if "rewards" in needs:
             parents["rewards"] = self._ensemble(self._rewards_of(arm_name, arm))
         if "reference_samples" in needs:
-            if self.item.samples is None:
-                raise BadInput(f"arms.{arm_name}: forward_kl needs reference samples; declare 'samples' in the item")
-            parents["samples"] = self.plan.add(
-                "samples",
-                self.model.name,
-                self.item.samples.model_dump(),
-                {"tokens": self.tokens, "model": self.model},
-            )
+            parents["samples"] = self._samples(arm_name, "train", 1)
         return parents
+
+    def _samples(self, arm_name: str, split: str, per_prompt: int) -> Node:
+        if self.item.samples is None:
+            raise BadInput(f"arms.{arm_name}: needs reference samples; declare 'samples' in the item")
+        if (self.item.samples.temperature, self.item.samples.top_p) != (1.0, 1.0):
+            raise BadInput(
+                "samples: KL and entropy are estimated from the reference itself; set temperature and top_p to 1"
+            )
+        spec = {"sampling": self.item.samples.model_dump(), "split": split, "per_prompt": per_prompt}
+        name = f"{self.model.name}-{split}"
+        return self.plan.add("samples", name, spec, {"tokens": self.tokens, "model": self.model})
 
     def _rewards_of(self, arm_name: str, arm: ArmSpec) -> str:
         declared = self.item.rewards

@@ -55,7 +55,7 @@ rule score_reference:
 
 
 rule sample_reference:
-    """Draw one response per training prompt from the reference, for forward KL."""
+    """Draw responses from the reference, for forward KL and for sequence entropies."""
     input:
         spec=ancient(f"{RESULTS}/specs/samples/{{id}}.json"),
         tokens=ancient(parent("samples", "tokens")),
@@ -85,6 +85,7 @@ rule estimate_dispersion:
         spec=ancient(f"{RESULTS}/specs/dispersion/{{id}}.json"),
         tokens=ancient(parent("dispersion", "tokens")),
         reference=ancient(parent("dispersion", "reference")),
+        samples=ancient(parent("dispersion", "samples")),
     output:
         dispersion=f"{RESULTS}/dispersion/{{id}}/dispersion.parquet",
         calibration=f"{RESULTS}/dispersion/{{id}}/calibration.json",

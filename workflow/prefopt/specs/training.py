@@ -62,10 +62,17 @@ class DispersionSpec(Closed):
     """The prompt-dispersion estimate of MallowsPO, and the controls that break it on purpose."""
 
     estimator: Literal["token_entropy"] = "token_entropy"
-    norm: Literal["per_response_mean", "sum_over_max_len"] = "per_response_mean"
+    norm: Literal["per_response_mean", "sum_over_max_len", "mc_sequence"] = "per_response_mean"
+    samples: Count | None = Field(None, description="reference samples per prompt, for mc_sequence and only there")
     phi_mapping: Literal["identity", "half"] = "identity"
     control: Literal["shuffled", "constant", "inverse"] | None = None
     seed: Seed | None = Field(0, description="of the shuffled control; null where nothing is shuffled")
+
+    @model_validator(mode="after")
+    def _samples_where_drawn(self) -> DispersionSpec:
+        if (self.norm == "mc_sequence") != (self.samples is not None):
+            raise ValueError("norm mc_sequence needs 'samples' per prompt, and no other norm takes them")
+        return self
 
 
 class SamplingSpec(Closed):

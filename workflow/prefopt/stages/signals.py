@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,6 +11,9 @@ from prefopt.artifacts import Build, join_one_to_one, read_json, read_table, wri
 from prefopt.specs import DispersionSpec, SamplingSpec
 from prefopt.stages import RunOptions
 from prefopt.stages.common import WEIGHTS, device_of, run_training, token_rows, tokenizer_for, weights_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -60,18 +64,21 @@ def score_reference(build: Build, options: RunOptions) -> None:
 
 
 def sample_reference(build: Build, options: RunOptions) -> None:
-    """Write samples.parquet: one reference response per train prompt with its log-probability."""
+    """Write samples.parquet: reference responses to the prompts of a split, with their log-probabilities."""
     import pandas as pd
 
     from prefopt.bulk import score_responses
     from prefopt.generation import generate
     from prefopt.models import load_causal_lm
 
-    rows = token_rows(build.parent("tokens"), "train").drop_duplicates("prompt_id").reset_index(drop=True)
+    spec = build.node.spec
+    rows = token_rows(build.parent("tokens"), None if spec["split"] == "all" else spec["split"])
+    rows = rows.drop_duplicates("prompt_id")
+    rows = rows.loc[rows.index.repeat(spec["per_prompt"])].reset_index(drop=True)
     folder, trusted = weights_of(build.parent("model"))
     model = load_causal_lm(folder, device=device_of(build, options), trust_remote_code=trusted)
     tokenizer = tokenizer_for(build, folder, trusted)
-    sampling = SamplingSpec.model_validate(dict(build.node.spec))
+    sampling = SamplingSpec.model_validate(dict(spec["sampling"]))
     prompts = rows["prompt_ids"].tolist()
     drawn = generate(model, tokenizer, prompts, sampling)
     scores = score_responses(model, prompts, drawn.response_ids, batch_size=options.micro_batch)
@@ -81,10 +88,22 @@ def sample_reference(build: Build, options: RunOptions) -> None:
             "prompt_ids": prompts,
             "response_ids": drawn.response_ids,
             "ref_logp": scores["logp"],
+            "tokens": scores["tokens"],
         }
     )
     write_table(build.work / "samples.parquet", table)
     build.summary |= {"samples": len(table), "ended": round(float(np.mean(drawn.ended)), 6)}
+
+
+def _sampled_entropy(build: Build, pair_ids: pd.Series, vocab_size: int) -> np.ndarray:
+    """Per pair, the sequence entropy of its prompt estimated from reference samples."""
+    from prefopt.dispersion import sequence_entropy
+
+    samples = read_table(build.parent("samples") / "samples.parquet")
+    entropy = sequence_entropy(samples["prompt_id"], samples["ref_logp"], samples["tokens"], vocab_size)
+    tokens = read_table(build.parent("tokens") / "tokens.parquet")[["pair_id", "prompt_id"]]
+    prompts = join_one_to_one(pair_ids.to_frame(), tokens, str(build.parent("tokens")))["prompt_id"]
+    return prompts.map(entropy).to_numpy()
 
 
 def estimate_dispersion(build: Build, options: RunOptions) -> None:
@@ -97,11 +116,14 @@ def estimate_dispersion(build: Build, options: RunOptions) -> None:
     reference = build.parent("reference")
     scores = read_table(reference / "scores.parquet")
     vocab_size = read_json(reference / "reference.json")["vocab_size"]
-    entropy = dispersion.normalised_entropy(
-        *(scores[f"{side}_{what}"].to_numpy() for what in ("entropy", "tokens") for side in ("chosen", "rejected")),
-        vocab_size=vocab_size,
-        norm=spec.norm,
-    )
+    if spec.norm == "mc_sequence":
+        entropy = _sampled_entropy(build, scores["pair_id"], vocab_size)
+    else:
+        entropy = dispersion.normalised_entropy(
+            *(scores[f"{side}_{what}"].to_numpy() for what in ("entropy", "tokens") for side in ("chosen", "rejected")),
+            vocab_size=vocab_size,
+            norm=spec.norm,
+        )
     train = (scores["split"] == "train").to_numpy()
     phi_star = dispersion.phi_star(entropy[train])
     weight = dispersion.dispersion_weight(entropy, phi_star)

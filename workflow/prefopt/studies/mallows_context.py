@@ -26,6 +26,15 @@ else:
 _ITEMS = 6
 # Trained at every beta of the grid; the controls only at the first.
 _TUNED = ("dpo", "oracle", "estimated")
+_LABELS = {
+    "oracle": "true dispersion",
+    "estimated": "estimated from entropy",
+    "oracle_shuffled": "true, shuffled",
+    "estimated_shuffled": "estimated, shuffled",
+    "oracle_inverse": "true, inverted",
+    "oracle_retuned": "true; both at best beta",
+    "estimated_retuned": "estimated; both at best beta",
+}
 
 
 def dispersion_weights(contexts: Contexts, reference: NDArray[np.float64], seed: int) -> dict[str, NDArray[np.float64]]:
@@ -177,22 +186,13 @@ def _interval(name: str, gain: NDArray[np.float64]) -> dict[str, float]:
 def _gains_figure(gains: pd.DataFrame) -> str:
     from prefopt.figures import COLOURS, INK, drawing
 
-    names = {
-        "oracle": "true dispersion",
-        "estimated": "estimated from entropy",
-        "oracle_shuffled": "true, shuffled",
-        "estimated_shuffled": "estimated, shuffled",
-        "oracle_inverse": "true, inverted",
-        "oracle_retuned": "true; both at best beta",
-        "estimated_retuned": "estimated; both at best beta",
-    }
     kls = sorted(gains["kl"].unique())
     with drawing(7.2, 3.0) as canvas:
         panels = canvas.figure.subplots(1, len(kls), sharey=True, squeeze=False)[0]
         for panel, kl in zip(panels, kls, strict=True):
             panel.axvline(0, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
             part = gains[gains["kl"] == kl].set_index("comparison")
-            for row, name in enumerate(names):
+            for row, name in enumerate(_LABELS):
                 if name not in part.index:
                     continue
                 mean, low, high = part.loc[name, ["mean", "low", "high"]]
@@ -201,8 +201,8 @@ def _gains_figure(gains: pd.DataFrame) -> str:
                 panel.plot(mean, row, "o", color=colour, markersize=5)
             panel.set_title(f"KL {kl:g}")
             panel.tick_params(axis="x", labelsize=8)
-        panels[0].set_yticks(range(len(names)), names.values())
-        panels[0].set_ylim(len(names) - 0.5, -0.5)
+        panels[0].set_yticks(range(len(_LABELS)), _LABELS.values())
+        panels[0].set_ylim(len(_LABELS) - 0.5, -0.5)
         canvas.figure.supxlabel("reward gain over DPO at equal KL", fontsize=10)
     return canvas.svg
 
@@ -218,7 +218,7 @@ def _curves_figure(curves: Sequence[dict[str, object]], beta: float) -> str:
             paths = [run["path"] for run in curves if run["arm"] == arm and run["beta"] == beta]
             kls = np.linspace(0.005, min(path.kl.max() for path in paths), 60)
             mean = [np.mean([path.reward_at(kl) for path in paths]) for kl in kls]
-            panel.plot(kls, mean, color=COLOURS[number], linestyle=DASHES[number % 4], label=arm.replace("_", ", "))
+            panel.plot(kls, mean, color=COLOURS[number], linestyle=DASHES[number % 4], label=_LABELS.get(arm, "DPO"))
         panel.set_xlabel(f"KL from the reference (nats), beta = {beta:g}")
         panel.set_ylabel("expected reward")
         panel.legend(loc="lower right")
