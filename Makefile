@@ -14,12 +14,12 @@ results := $(or $(RESULTS),results)
 
 .PHONY: reproduce snakemake test lint
 reproduce: .venv/.ready
-	@python -m prefopt launch -- snakemake --workflow-profile $(PROFILE) $(config)
+	@python -m prefopt launch --logs $(results)/logs -- snakemake --workflow-profile $(PROFILE) $(config)
 	@echo "done: open $(results)/report.html in a browser; artifacts and manifests are in $(results)/"
 
 # One target of the Snakefile: make snakemake TARGET=mallowspo
 snakemake: .venv/.ready
-	@python -m prefopt launch -- snakemake --workflow-profile $(PROFILE) $(config) -- $(TARGET)
+	@python -m prefopt launch --logs $(results)/logs -- snakemake --workflow-profile $(PROFILE) $(config) -- $(TARGET)
 
 test: .venv/.ready
 	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 python -m pytest $(PYTEST)

@@ -161,3 +161,13 @@ def test_a_killed_run_leaves_no_server_and_no_lock(project):
     os.killpg(first.pid, signal.SIGKILL)
     assert project.prefopt("launch", "--", "true").returncode == 0
     assert list(locks.iterdir()) == []
+
+
+def test_a_failed_job_ends_in_the_line_that_says_what_to_do(project):
+    (project.folder / "pairs.jsonl").write_text("{not json\n")
+    run = project.snakemake(warm=True)
+    assert run.returncode != 0
+    last = run.stderr.strip().splitlines()[-1]
+    assert last.startswith("results/logs/pairs/")
+    assert "prefopt prepare-pairs: " in last
+    assert "pairs.jsonl" in last

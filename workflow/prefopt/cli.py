@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "run Snakemake, one run at a time, its jobs forked from a process that has imported torch"
     start = verbs.add_parser("launch", parents=[common], help=text, description=text)
     start.add_argument("command", nargs="+", metavar="COMMAND", help="for example: -- snakemake --cores 2")
+    start.add_argument("--logs", type=Path, default=Path("results/logs"), help="where jobs log (default: %(default)s)")
     start.set_defaults(run=_launch)
     losses = verbs.add_parser("losses", parents=[common], help="list the losses, their parameters and needs")
     losses.set_defaults(run=_losses)
@@ -213,7 +214,7 @@ def _studies(arguments: argparse.Namespace) -> None:
 def _launch(arguments: argparse.Namespace) -> None:
     from prefopt.launch import launch
 
-    sys.exit(launch(arguments.command))
+    sys.exit(launch(arguments.command, arguments.logs))
 
 
 def _schema(arguments: argparse.Namespace) -> None:

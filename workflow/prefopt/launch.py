@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,10 +41,26 @@ def only_run() -> Iterator[int]:
         yield lock.fileno()
 
 
-def launch(command: Sequence[str]) -> int:
+def failures(logs: Path, since: float) -> Iterator[str]:
+    """``log: last line`` of every log written since then that ends in a failure."""
+    for path in sorted(logs.rglob("*.log")):
+        if path.stat().st_mtime < since:
+            continue
+        lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        if lines and (lines[-1].startswith("prefopt ") or any(line.startswith("Traceback") for line in lines)):
+            yield f"{path}: {lines[-1]}"
+
+
+def launch(command: Sequence[str], logs: Path) -> int:
     """Run a workflow command, its jobs forked from a warm server; the command's exit code.
 
-    The command holds the lock too: a Snakemake that outlives this process still keeps others out.
+    The command holds the lock too: a Snakemake that outlives this process still keeps others out. Where it fails, the
+    last line of every failed job's log is shown, since that line says what to do.
     """
     with only_run() as lock:
-        return run_beside_server(command, inherited=[lock])
+        started = time.time()
+        code = run_beside_server(command, inherited=[lock])
+    if code:
+        for failure in failures(logs, started):
+            print(failure, file=sys.stderr)
+    return code

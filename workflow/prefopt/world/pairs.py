@@ -112,11 +112,14 @@ def _ballots(prompts: Sequence[str], params: WorldParams) -> list[_Ballot]:
 
 
 def _varied_candidates(prompt: str, params: WorldParams, rng: random.Random) -> list[tuple[float, str]]:
-    """Candidates with their true rewards, drawn again where all are worth the same."""
+    """Candidates with their true rewards, drawn again until two of unequal worth differ in length by >= 10 %."""
     while True:
         texts = candidates(prompt, params.candidates, rng)
         scored = [(oracle_reward(prompt, text, params.length_preference), text) for text in texts]
-        if len({reward for reward, _ in scored}) > 1:
+        if any(
+            one[0] != other[0] and (_clearly_longer(one[1], other[1]) or _clearly_longer(other[1], one[1]))
+            for one, other in combinations(scored, 2)
+        ):
             return scored
 
 
@@ -152,9 +155,7 @@ def _pairs_by_length(ballots: Sequence[_Ballot], rho: float, rng: random.Random)
     wanted = round(rho * len(ballots))
     forced = [index for index, pair in enumerate(shorter) if pair is None]
     free = [index for index, pair in enumerate(longer) if pair is not None and shorter[index] is not None]
-    if any(pair is None and other is None for pair, other in zip(longer, shorter, strict=True)) or not (
-        len(forced) <= wanted <= len(forced) + len(free)
-    ):
+    if not len(forced) <= wanted <= len(forced) + len(free):
         raise BadInput(
             f"world: rho = {rho} needs {wanted} of {len(ballots)} pairs with the longer response chosen; these "
             f"candidates allow {len(forced)} to {len(forced) + len(free)}: raise `candidates` (now "
