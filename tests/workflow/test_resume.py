@@ -124,10 +124,17 @@ def started(project: Project, *command: str) -> subprocess.Popen:
     return subprocess.Popen(words, cwd=project.folder, env=project.environment(), start_new_session=True)
 
 
-def servers(project: Project) -> str:
+def servers(project: Project) -> list[str]:
     """Processes of warm servers that were started in this project's folder."""
     listing = subprocess.run(["pgrep", "-f", "prefopt[.]warm"], capture_output=True, text=True, check=False).stdout
-    return [pid for pid in listing.split() if Path(f"/proc/{pid}/cwd").resolve() == project.folder.resolve()]
+    return [pid for pid in listing.split() if folder_of(pid) == project.folder.resolve()]
+
+
+def folder_of(pid: str) -> Path | None:
+    try:
+        return Path(f"/proc/{pid}/cwd").readlink()
+    except OSError:  # it has ended meanwhile
+        return None
 
 
 def wait_until(condition, seconds: float = 60) -> None:
