@@ -190,12 +190,17 @@ def test_reward_where_a_run_first_passes_a_kl():
 
 
 def test_frontier_study_in_few_steps():
-    params = {"dpo_betas": [0.05, 0.3], "phi_betas": [0.05, 0.2], "dpo_more": [1.0], "phi_more": [0.1], "steps": 400,
-              "compare_at": [1e-5, 3.0], "long_steps": 1000}  # fmt: skip
+    params = {"dpo_betas": [0.3, 0.05], "phi_betas": [0.05, 0.2], "dpo_more": [1.0], "phi_more": [0.1], "steps": 400,
+              "compare_at": [1e-5, 1e-3, 3.0], "long_steps": 1000}  # fmt: skip
     result = get_study("mallows_bandit_frontier").run(params)
     table = result.tables["end_points"].set_index(["method", "beta"])
     assert result.values["phi_0.2_kl"] == table.loc[("phi", 0.2), "kl"]
     assert table["published"].tolist() == [True, True, False] * 2
+    # The end-point frontier is a line between neighbours in KL, whatever the order of the betas.
+    low, high = (table.loc[("dpo", beta), ["kl", "reward"]] for beta in (0.05, 0.3))
+    share = (1e-3 - low["kl"]) / (high["kl"] - low["kl"])
+    on_line = low["reward"] + share * (high["reward"] - low["reward"])
+    assert result.values["dpo_at_0.001"] == pytest.approx(on_line, rel=1e-12)
     # No run passes 3 nats, which are more than log 5.
     assert "dpo_path_at_1e-05" in result.values
     assert "dpo_path_at_3" not in result.values
@@ -205,7 +210,9 @@ def test_frontier_study_in_few_steps():
 
 def test_average_study_is_the_mean_over_runs():
     params = {"betas": [0.05, 1.0], "steps": 500}
-    table = get_study("mallows_bandit_average").run(params).tables["curves"]
+    result = get_study("mallows_bandit_average").run(params)
+    table = result.tables["curves"]
+    assert result.values["phi_end_printed_kl"] == pytest.approx(result.values["phi_end_kl"] / 4, rel=1e-13)
     paths = bandit.descend(METHODS["mallows_phi"][0], [0.05, 1.0], steps=500)
     last = table[table["method"] == "phi"].iloc[-1]
     assert last["reward"] == pytest.approx(bandit.expected_reward(paths.policies[-1]).mean(), rel=1e-13)

@@ -13,6 +13,7 @@ rule prepare_pairs:
         f"{RESULTS}/logs/pairs/{{id}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/pairs/{{id}}.tsv"
+    priority: 10  # everything else waits for these
     conda:
         "../../envs/prefopt.yaml"
     threads: 1
@@ -34,6 +35,7 @@ rule prepare_model:
         f"{RESULTS}/logs/base/{{id}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/base/{{id}}.tsv"
+    priority: 10  # everything else waits for these
     conda:
         "../../envs/prefopt.yaml"
     threads: 1
@@ -59,6 +61,7 @@ rule tokenize:
         f"{RESULTS}/logs/tokens/{{id}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/tokens/{{id}}.tsv"
+    priority: 10  # everything else waits for these
     conda:
         "../../envs/prefopt.yaml"
     threads: 1

@@ -15,6 +15,7 @@ rule train_sft:
         f"{RESULTS}/logs/sft/{{id}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/sft/{{id}}.tsv"
+    priority: 10  # everything else waits for these
     conda:
         "../../envs/prefopt.yaml"
     threads: EXECUTION.threads
@@ -42,6 +43,7 @@ rule score_reference:
         f"{RESULTS}/logs/reference/{{id}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/reference/{{id}}.tsv"
+    priority: 10  # everything else waits for these
     conda:
         "../../envs/prefopt.yaml"
     threads: EXECUTION.threads
