@@ -120,12 +120,12 @@ def run_in_server(argv: Sequence[str]) -> int | None:
 
 
 def serve(listener: socket.socket, lifeline: int) -> None:
-    """Import once, then fork one handler per connection until the lifeline ends."""
+    """Import when the first job asks, then fork one handler per connection until the lifeline ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # handlers are reaped by the system
-    for name in _PRELOADED:
-        importlib.import_module(name)
     while lifeline not in select.select([listener, lifeline], [], [])[0]:
+        for name in _PRELOADED:
+            importlib.import_module(name)
         connection, _ = listener.accept()
         if os.fork() == 0:
             listener.close()
