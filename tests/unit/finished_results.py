@@ -81,7 +81,7 @@ def shared_signals(results: Path) -> dict[str, Node]:
 
 
 def reward_model(results: Path, nodes: dict[str, Node], k: int) -> Node:
-    spec = {"train": {"steps": STEPS}, "seeds": {"init": k}}
+    spec = {"train": {"steps": STEPS}, "seeds": {"init": k}, "split": "train"}
     parents = {"tokens": nodes["tokens"], "model": nodes["model"]}
     reward = make(
         results,
@@ -91,6 +91,8 @@ def reward_model(results: Path, nodes: dict[str, Node], k: int) -> Node:
         parents,
         lambda work: write_lines(work / "metrics.jsonl", curve(k)),
         steps=STEPS,
+        pairs=200 + k,
+        held_out_accuracy=0.7 - k / 100,
     )
     accuracy = {"test": 0.7 - k / 100, "train": 0.8}
     return make(results, "rewards", reward.name, {}, {"tokens": nodes["tokens"], "reward": reward}, accuracy=accuracy)

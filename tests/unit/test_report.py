@@ -122,7 +122,7 @@ def test_page_says_what_the_reader_must_know(page):
         "not run at this scale",
         "make reproduce ITEMS=mallowspo/win-rates",
         "both responses are the same: 7",
-        "test 0.700, train 0.800",
+        "train 200 0.700",
         "0.2914",
         "0.710, 0.700, 0.680",
         "name a colour, number 39",

@@ -177,7 +177,7 @@ def render_report(data: Mapping[str, Any]) -> str:
         origin=_origin(artifacts),
         total=cost(artifacts.values()),
         data_sets=_of_stage(artifacts, "pairs", "tokens"),
-        reward_scores=_of_stage(artifacts, "rewards"),
+        reward_models=_of_stage(artifacts, "reward"),
         ensembles=_of_stage(artifacts, "ensemble"),
         dispersions=_of_stage(artifacts, "dispersion"),
         histogram=_histogram(data["dispersion"], artifacts),
