@@ -80,8 +80,9 @@ def test_wrong_declarations_name_file_and_key(project, change, expected):
         assert_refused(project, run, "config/experiments/own/tiny.yaml", expected)
 
 
-def finish_up_to(project: Project, stage: str) -> None:
-    project.snakemake(*(f"{project.artifact(stage).relative_to(project.folder)}/manifest.json",), check=True)
+def finish_up_to(project: Project, *stages: str) -> None:
+    manifests = [project.artifact(stage).relative_to(project.folder) / "manifest.json" for stage in stages]
+    project.snakemake(*manifests, check=True)
 
 
 def failed(project: Project, verb: str, stage: str, *expected: str) -> None:
@@ -98,7 +99,7 @@ def failed(project: Project, verb: str, stage: str, *expected: str) -> None:
 def test_a_prompt_longer_than_allowed(project):
     project.declare(item(tokens={"max_prompt_tokens": 20, "max_length": 60}))
     project.snakemake("-n", check=True)
-    finish_up_to(project, "base")
+    finish_up_to(project, "pairs", "base")
     failed(project, "tokenize", "tokens", "pairs.jsonl", "20", "refuse")
 
 
@@ -110,7 +111,7 @@ def test_more_positions_than_the_model_has(finished, project):
     local_model(finished, project, "model")
     project.declare(item(tokens=tokens, model={"kind": "local", "path": "model"}))
     project.snakemake("-n", check=True)
-    finish_up_to(project, "base")
+    finish_up_to(project, "pairs", "base")
     failed(project, "tokenize", "tokens", "400", "160")
 
 

@@ -22,12 +22,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("prefopt")
 
+_ANNOTATED_FILES = {
+    "outputs": "model_outputs of the model, for lengths",
+    "baseline": "model_outputs of the baseline, for lengths and prompt numbers",
+    "difficulty": "table of index and instruction_difficulty",
+    "gamed": "comparisons of the baseline with its verbose and concise selves",
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; failures a user can act on end as one line on stderr and an exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     arguments = _parser().parse_args(argv)
-    if arguments.verb in STAGES and (code := warm.run_in_server(argv)) is not None:
+    if arguments.verb in STAGES and arguments.spec is not None and (code := warm.run_in_server(argv)) is not None:
         return code
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
@@ -73,7 +80,8 @@ def _parser() -> argparse.ArgumentParser:
 def _add_stage(verbs: argparse._SubParsersAction, common: argparse.ArgumentParser, stage: Stage) -> None:
     defaults = RunOptions()
     verb = verbs.add_parser(stage.verb, parents=[common], help=stage.help, description=stage.help)
-    verb.add_argument("--spec", type=Path, required=True, help=f"results/specs/{stage.folder}/<id>.json")
+    annotated = stage.verb == "win-rate"
+    verb.add_argument("--spec", type=Path, required=not annotated, help=f"results/specs/{stage.folder}/<id>.json")
     if "micro_batch" in stage.options:
         verb.add_argument("--micro-batch", type=_count, default=defaults.micro_batch, help="rows in memory at a time")
     if "checkpoint_steps" in stage.options:
@@ -81,7 +89,20 @@ def _add_stage(verbs: argparse._SubParsersAction, common: argparse.ArgumentParse
         verb.add_argument("--checkpoint-steps", type=_count, default=defaults.checkpoint_steps, help=text)
     if "device" in stage.options:
         verb.add_argument("--device", choices=("auto", "cpu", "cuda"), default=defaults.device)
-    verb.set_defaults(run=_run_stage)
+    if annotated:
+        _add_annotated(verb)
+    verb.set_defaults(run=_win_rate if annotated else _run_stage)
+
+
+def _add_annotated(verb: argparse.ArgumentParser) -> None:
+    files = verb.add_argument_group("instead of --spec", "win rates, also length-controlled, of a judge's own file")
+    files.add_argument("--annotations", type=Path, help="AlpacaEval's annotations, .json or .csv, also with .gz")
+    for name, text in _ANNOTATED_FILES.items():
+        files.add_argument(f"--{name}", type=Path, help=text)
+    files.add_argument(
+        "--by-position", action="store_true", help="number prompts by their row, as published figures do"
+    )
+    files.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _count(text: str) -> int:
@@ -123,6 +144,26 @@ def _run_stage(arguments: argparse.Namespace) -> None:
     with building(node, results) as build:
         stage.load()(build, options)
     log.info("%s: done, see %s", stage.verb, results / node.ref)
+
+
+def _win_rate(arguments: argparse.Namespace) -> None:
+    if (arguments.spec is None) == (arguments.annotations is None):
+        raise BadInput("give either --spec, for a stage of the workflow, or --annotations, for a judge's file")
+    options = {name: getattr(arguments, name) for name in (*_ANNOTATED_FILES, "by_position")}
+    if arguments.spec is not None:
+        extra = [name for name, value in (options | {"json": arguments.json}).items() if value]
+        if extra:
+            raise BadInput(f"--{extra[0].replace('_', '-')} goes with --annotations, not with --spec")
+        _run_stage(arguments)
+        return
+    from prefopt.stages.annotated import win_rates_of
+
+    metrics = win_rates_of(arguments.annotations, **options)
+    if arguments.json:
+        print(json.dumps(metrics, ensure_ascii=False))
+        return
+    for model in metrics["models"].values() if "models" in metrics else [metrics]:
+        print("\n".join(f"{name:27} {value}" for name, value in model.items()), end="\n\n")
 
 
 def _loaded_plan(arguments: argparse.Namespace) -> Plan:

@@ -6,11 +6,12 @@ draws, NaN is missing. Rates and standard errors are in points (0 to 100).
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from prefopt import length_control
 from prefopt.errors import BadInput
 
 Floats = NDArray[np.float64]
@@ -57,6 +58,93 @@ def win_rate(preference: ArrayLike) -> dict[str, float | int]:
         "n_total": int(p.size),
         "n_missing": n_missing,
     }
+
+
+def length_controlled_win_rate(
+    annotations: Any,
+    *,
+    difficulty: ArrayLike | None,
+    gamed: Any,
+    C: float | None = None,  # noqa: N803 - the name that the metric's users know
+    folds: ArrayLike | None = None,
+    by_position: bool = False,
+) -> dict[str, Any]:
+    """Win metrics of ``win_rate``, and the win rate that the model would have with the baseline's output lengths.
+
+    100 mean_i sigma(b_model + b_difficulty difficulty_i) after an L1-penalised logistic fit of p on (tanh of the length
+    difference, difficulty, 1); see ``length_control``. ``lc_standard_error`` = 100 sd / sqrt(n) of these predictions is
+    the published figure, and **no confidence interval**: it is their spread over prompts and knows nothing of the
+    fit's own error. ``length_controlled_interval`` gives an interval.
+
+    ``annotations``: data frame with ``preference``, ``len_model``, ``len_baseline`` (code points) and ``index``, the
+    prompt's place in ``difficulty``, an array. ``gamed``: data frame of comparisons of the baseline with itself asked
+    for other lengths, ``preference`` (0 to 1), ``std_delta_len``, ``instruction_difficulty``. Without ``gamed`` (None)
+    nothing ties the coefficients ("noreg"); with ``difficulty`` None as well the fit has a length and a model term only
+    ("minimal"), for prompts whose difficulties nobody knows: its ``lc_standard_error`` is 0 by construction.
+    ``C`` None: 5-fold cross-validation over ``logspace(-4, 4, 10)`` with ``folds``, a number per training row (gamed
+    rows, then the rows that have a preference), or the row's number modulo 5. ``by_position`` takes the row's place in
+    the file instead of ``index``, as the published figures of files with missing rows did.
+
+    Returns also ``variant``, ``C``, ``weights`` (by term) and ``avg_length``, the integer part of mean ``len_model``.
+    Raises BadInput for input that cannot be used, FailedCheck where the fit does not converge.
+    """
+    compared = _compared(annotations, difficulty, gamed, by_position)
+    metrics: dict[str, Any] = dict(win_rate(annotations["preference"]))
+    rows = compared.training_rows()
+    if C is None:
+        C = length_control.choose_penalty(*rows, length_control.checked_folds(folds, len(rows[1])))  # noqa: N806
+    weights = length_control.fit_l1_logistic(*rows, _checked_penalty(C))
+    return metrics | {
+        **length_control.mean_and_error(compared.without_length(weights)),
+        "avg_length": int(annotations["len_model"].mean()),
+        "variant": compared.variant,
+        "C": float(C),
+        "weights": dict(zip(compared.terms, map(float, weights), strict=True)),
+    }
+
+
+def length_controlled_interval(
+    annotations: Any,
+    *,
+    difficulty: ArrayLike | None,
+    gamed: Any,
+    C: float,  # noqa: N803
+    by_position: bool = False,
+    confidence: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval, in points: prompts are drawn again and the model is fitted again each time.
+
+    ``C`` is held fixed (take it from ``length_controlled_win_rate``), and so are the gamed rows. (NaN, NaN) for fewer
+    than two preferences. Raises as ``length_controlled_win_rate``.
+    """
+    compared = _compared(annotations, difficulty, gamed, by_position)
+    penalty = _checked_penalty(C)
+    if np.isfinite(compared.p).sum() < 2:
+        return float("nan"), float("nan")
+    start = length_control.fit_l1_logistic(*compared.training_rows(), penalty)
+    rng = np.random.default_rng(seed)
+    rates = np.empty(resamples)
+    for draw in range(resamples):
+        again = compared.resampled(rng.integers(compared.p.size, size=compared.p.size))
+        weights = length_control.fit_l1_logistic(*again.training_rows(), penalty, start)
+        rates[draw] = 100 * again.without_length(weights).mean()
+    low, high = np.quantile(rates, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def _compared(annotations: Any, difficulty: Any, gamed: Any, by_position: bool) -> length_control.Comparison:
+    if "preference" not in annotations:
+        raise BadInput(f"length control: annotations lack the column 'preference'; there: {', '.join(annotations)}")
+    p = model_win_probability(annotations["preference"])
+    return length_control.comparison_of(p, annotations, difficulty, gamed, by_position)
+
+
+def _checked_penalty(value: float) -> float:
+    if not (np.isfinite(value) and value > 0):
+        raise BadInput(f"length control: C is {value}; it must be a positive number")
+    return float(value)
 
 
 def combine_orders(

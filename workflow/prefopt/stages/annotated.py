@@ -1,0 +1,184 @@
+"""Win rates of annotation files: AlpacaEval's records or their numeric extract, from anyone's judge.
+
+A file is a JSON list of records or a CSV table, plain or gzipped. Per row: ``preference``, and the texts
+(``output_1`` of the baseline, ``output_2`` of the model) or their lengths (``len_baseline``, ``len_model``).
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from prefopt.errors import BadInput
+from prefopt.winrate import length_controlled_win_rate, win_rate
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_NOTES = {
+    "length_controlled_minimal": "no difficulty file given: length and model terms only, not comparable with the "
+    "published figures; lc_standard_error is 0 by construction",
+    "length_controlled_noreg": "no gamed rows given: not comparable with the published figures",
+}
+
+
+def win_rates_of(
+    annotations: Path,
+    *,
+    outputs: Path | None = None,
+    baseline: Path | None = None,
+    difficulty: Path | None = None,
+    gamed: Path | None = None,
+    by_position: bool = False,
+) -> dict[str, Any]:
+    """Metrics of the one model in a file, or ``{"models": {name: metrics}}`` of several; NaN becomes None.
+
+    ``outputs`` and ``baseline`` are model_outputs files: they give the lengths that the annotations lack, must agree
+    with those that are there, and number the prompts (the baseline's order, or its ``index``); ``outputs`` is also what
+    ``avg_length`` is taken over. ``difficulty``: columns ``index`` and ``instruction_difficulty``. ``gamed``: see
+    ``length_controlled_win_rate``.
+
+    Raises BadInput, naming the file and the row, for anything that cannot be used.
+    """
+    if by_position and difficulty is None:
+        raise BadInput("--by-position says how difficulties are looked up; give --difficulty with it")
+    rows = _numbers(_table(annotations, "preference"), annotations, "preference")
+    if "index" in rows:
+        rows = _numbers(rows, annotations, "index")
+    names = _names(rows, annotations)
+    if outputs is not None and names is not None and names.nunique() > 1:
+        raise BadInput(f"{annotations}: annotations of {names.nunique()} models, but --outputs is of one")
+    rows = _with_lengths(rows, annotations, outputs, "output_2", "len_model")
+    rows = _with_lengths(rows, annotations, baseline, "output_1", "len_baseline")
+    options = {
+        "difficulty": None if difficulty is None else _difficulties(difficulty),
+        "gamed": None if gamed is None else _table(gamed, "preference"),
+        "by_position": by_position,
+    }
+    if difficulty is not None and not by_position and "index" not in rows:
+        raise BadInput(f"{annotations}: no prompt numbers; give --baseline, whose order numbers them, or --by-position")
+    parts = {None: rows} if names is None else dict(list(rows.groupby(names, sort=False)))
+    results = {name: _metrics(name, part, options) for name, part in parts.items()}
+    if outputs is not None:
+        average = int(_text_lengths(_table(outputs, "output")["output"], outputs).mean())
+        results = {name: metrics | {"avg_length": average} for name, metrics in results.items()}
+    return next(iter(results.values())) if len(results) == 1 else {"models": results}
+
+
+def _names(rows: pd.DataFrame, path: Path) -> pd.Series | None:
+    """The model of every row, or None where the file does not say."""
+    column = _first_of(rows, "generator_2", "model")
+    if column is None:
+        return None
+    if rows[column].isna().any():
+        raise BadInput(f"{path}: row {int(np.argmax(rows[column].isna()))} has no '{column}'")
+    return rows[column]
+
+
+def _metrics(name: str | None, rows: pd.DataFrame, options: dict[str, Any]) -> dict[str, Any]:
+    head: dict[str, Any] = {} if name is None else {"model": name}
+    if "generator_1" in rows:
+        head["baseline"] = rows["generator_1"].iloc[0]
+    if name is not None and head.get("baseline") == name:  # by definition, as in the published metric
+        metrics = win_rate(rows["preference"])
+        metrics |= {"length_controlled_win_rate": 50.0, "lc_standard_error": 0.0}
+        metrics |= {"avg_length": int(rows["len_model"].mean()), "variant": "model is the baseline"}
+    else:
+        metrics = length_controlled_win_rate(rows, **options)
+    if note := _NOTES.get(metrics["variant"]):
+        metrics["note"] = note
+    return head | {key: None if isinstance(v, float) and math.isnan(v) else v for key, v in metrics.items()}
+
+
+def _with_lengths(rows: pd.DataFrame, annotations: Path, answers: Path | None, text: str, column: str) -> pd.DataFrame:
+    """``column`` in code points from the texts, or from a file of answers joined on the instruction or its number."""
+    if column not in rows and text in rows:
+        rows = rows.assign(**{column: _text_lengths(rows[text], annotations)})
+    if answers is not None:
+        key = _first_of(rows, "instruction", "index")
+        if key is None:
+            raise BadInput(f"{annotations}: no 'instruction' column to find its rows in {answers} by")
+        table = _answers(answers, key)
+        found = rows[key].map(table["length"])
+        if column not in rows:
+            rows = rows.assign(**{column: found})
+        elif (differ := found.notna() & (found != rows[column])).any():
+            row = int(np.argmax(differ))
+            raise BadInput(
+                f"{annotations}: row {row} has {rows[column].iloc[row]:g} characters where {answers} has "
+                f"{found.iloc[row]:g}; they are not of the same answers"
+            )
+        if column == "len_baseline" and "index" not in rows:
+            rows = rows.assign(index=rows[key].map(table["place"]))
+        if (absent := rows[column].isna() | (rows["index"].isna() if "index" in rows else False)).any():
+            row = int(np.argmax(absent))
+            raise BadInput(f"{answers}: no answer for row {row} of {annotations}: {str(rows[key].iloc[row])[:60]!r}")
+    if column not in rows:
+        option = "--outputs" if column == "len_model" else "--baseline"
+        raise BadInput(f"{annotations}: neither '{text}' nor '{column}' is there; give {option}")
+    return _numbers(rows, annotations, column)
+
+
+def _answers(path: Path, key: str) -> pd.DataFrame:
+    """``length`` and ``place`` of every answer of a model_outputs file, by ``key``."""
+    table = _table(path, "output", key) if key != "index" else _table(path, "output")
+    place = table["index"] if "index" in table else table.index.to_series()
+    by = place if key == "index" else table[key]
+    if by.duplicated().any():
+        row = int(np.argmax(by.duplicated()))
+        raise BadInput(f"{path}: row {row} repeats {str(by.iloc[row])[:60]!r}; one answer per prompt is needed")
+    return table.assign(length=_text_lengths(table["output"], path), place=place).set_index(by)[["length", "place"]]
+
+
+def _text_lengths(texts: pd.Series, path: Path) -> pd.Series:
+    is_text = texts.map(lambda value: isinstance(value, str))
+    if not is_text.all():
+        row = int(np.argmin(is_text))
+        raise BadInput(f"{path}: '{texts.name}' of row {row} is {texts.iloc[row]!r}, not a text")
+    return texts.map(len)
+
+
+def _difficulties(path: Path) -> np.ndarray:
+    """Difficulty by prompt number; NaN where the file has none."""
+    table = _numbers(_table(path, "instruction_difficulty"), path, "instruction_difficulty")
+    place = _numbers(table, path, "index")["index"].to_numpy(dtype=int) if "index" in table else np.arange(len(table))
+    if place.min() < 0 or len(set(place)) != len(place):
+        raise BadInput(f"{path}: 'index' must hold every prompt's number from 0 once")
+    by_number = np.full(place.max() + 1, np.nan)
+    by_number[place] = table["instruction_difficulty"]
+    return by_number
+
+
+def _numbers(table: pd.DataFrame, path: Path, column: str) -> pd.DataFrame:
+    import pandas as pd
+
+    numbers = pd.to_numeric(table[column], errors="coerce").astype(float)
+    if (wrong := numbers.isna() & table[column].notna()).any():
+        row = int(np.argmax(wrong))
+        raise BadInput(f"{path}: '{column}' of row {row} is {table[column].iloc[row]!r}, not a number")
+    return table.assign(**{column: numbers})
+
+
+def _first_of(table: pd.DataFrame, *columns: str) -> str | None:
+    return next((name for name in columns if name in table), None)
+
+
+def _table(path: Path, *needed: str) -> pd.DataFrame:
+    import pandas as pd
+
+    try:
+        content = path.read_bytes()
+        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8")
+        kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+        table = pd.read_csv(io.StringIO(text)) if kind == ".csv" else pd.DataFrame(json.loads(text))
+    except (OSError, EOFError, ValueError, AttributeError) as error:
+        raise BadInput(f"{path}: not a readable JSON list of records or CSV table: {error}") from error
+    if absent := [name for name in needed if name not in table or table.empty]:
+        raise BadInput(f"{path}: no rows with '{absent[0]}'; columns there: {', '.join(map(str, table)) or 'none'}")
+    return table
