@@ -6,9 +6,6 @@ min_version("9.0")
 configfile: "config/config.yaml"
 
 
-container: "docker://docker.io/library/python:3.11-slim"
-
-
 include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/signals.smk"

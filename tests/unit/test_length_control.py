@@ -67,6 +67,19 @@ def test_missing_preferences_count_in_the_prediction_only():
     assert out[LC] == pytest.approx(100 * sigmoid(0.4 + 0.7 * difficulty).mean(), abs=1e-5)
 
 
+def test_difficulty_belongs_to_the_instruction_unless_positions_are_asked_for():
+    frame, difficulty, gamed = synthetic()
+    short = frame.drop(index=range(0, 800, 7))
+    options = {"gamed": gamed, "C": 1e9}
+    by_index = length_controlled_win_rate(short, difficulty=difficulty, **options)
+    shuffled = short.sample(frac=1, random_state=0)
+    assert length_controlled_win_rate(shuffled, difficulty=difficulty, **options)[LC] == pytest.approx(by_index[LC])
+    packed = short.assign(index=np.arange(len(short)))
+    by_row = length_controlled_win_rate(short, difficulty=difficulty, by_position=True, **options)
+    assert by_row == length_controlled_win_rate(packed, difficulty=difficulty, **options)
+    assert abs(by_row[LC] - by_index[LC]) > 0.01
+
+
 @pytest.mark.parametrize("penalty", length_control.PENALTIES)
 def test_optimality_on_random_problems(penalty):
     rng = np.random.default_rng(3)
@@ -138,6 +151,28 @@ def test_cross_validation_takes_the_best_held_out_penalty():
     assert out == length_controlled_win_rate(frame, difficulty=difficulty, gamed=gamed, folds=padded)
 
 
+def test_every_fold_counts_the_same_in_the_choice_whatever_its_size():
+    rng = np.random.default_rng(13)
+    differ = 0
+    for _ in range(20):
+        x, p = rng.normal(0, 1, (60, 2)), rng.integers(0, 2, 60).astype(float)
+        p = np.where(rng.uniform(size=60) < 0.4, x[:, 0] > 0, p).astype(float)
+        folds = rng.permutation(np.repeat([0, 1, 2], [48, 6, 6]))
+        by_fold, by_row = [], []
+        for penalty in length_control.PENALTIES:
+            held = []
+            for k in range(3):
+                b = fit_l1_logistic(x[folds != k], p[folds != k], np.ones((folds != k).sum()), penalty)
+                eta = x[folds == k] @ b
+                held.append(np.log1p(np.exp(eta)) - p[folds == k] * eta)
+            by_fold.append(np.mean([h.mean() for h in held]))
+            by_row.append(np.concatenate(held).mean())
+        chosen = length_control.choose_penalty(x, p, np.ones(60), folds)
+        assert chosen == length_control.PENALTIES[int(np.argmin(by_fold))]
+        differ += np.argmin(by_fold) != np.argmin(by_row)
+    assert differ  # the two rules are told apart
+
+
 def test_prediction_from_stored_weights():
     difficulty = np.array([-1.0, 0.0, 2.0])
     a, b = {"model": 0.3, "difficulty": 0.5, "length": -1.0}, {"model": -0.2, "difficulty": 0.9}
@@ -195,14 +230,14 @@ def test_unusable_input_is_named(change, message):
 
 def test_other_unusable_rows():
     frame, difficulty, gamed = synthetic(n=40)
-    with pytest.raises(BadInput, match="gamed row 3 is .*must be 0 to 1"):
-        gamed.loc[3, "preference"] = 1.7
+    gamed.loc[3, "preference"] = 1.7
+    with pytest.raises(BadInput, match=r"gamed row 3 is .*must be 0 to 1"):
         length_controlled_win_rate(frame, difficulty=difficulty, gamed=gamed)
-    with pytest.raises(BadInput, match="row 2 has no output length"):
-        length_controlled_win_rate(frame.replace({"len_baseline": {frame["len_baseline"][2]: None}}), difficulty=None,
-                                   gamed=None)  # fmt: skip
     with pytest.raises(BadInput, match="4 rows are too few"):
         length_controlled_win_rate(frame.head(4), difficulty=None, gamed=None)
+    frame.loc[2, "len_baseline"] = math.nan
+    with pytest.raises(BadInput, match="row 2 has no output length"):
+        length_controlled_win_rate(frame, difficulty=None, gamed=None)
 
 
 # --- the published leaderboards -------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import pandas as pd
 import pytest
@@ -180,3 +181,24 @@ def test_dispersion_from_sampled_sequences(finished, tmp_path):
     prompt = tokens.set_index("pair_id").loc[row["pair_id"], "prompt_id"]
     vocabulary = json.loads((clone.artifact("reference") / "reference.json").read_text())["vocab_size"]
     assert row["normalised_entropy"] == pytest.approx(entropy[prompt] / math.log(vocabulary))
+
+
+def test_a_local_model_folder_is_its_own_reference(finished, tmp_path):
+    """With ``kind: local`` and no SFT the folder is used as it is, found by its content, and not copied."""
+    clone = finished.copy(tmp_path / "clone")
+    shutil.copytree(finished.artifact("sft") / "weights", clone.folder / "my-model")
+    content = item(model={"kind": "local", "path": "my-model"}, arms={"dpo": item()["arms"]["dpo"]})
+    del content["sft"]
+    clone.declare(content)
+    clone.snakemake("-n", check=True)
+    (base,) = (clone.folder / "results" / "specs" / "base").glob("my-model-*.json")
+    policies = {p.stem for p in (clone.folder / "results" / "specs" / "policy").glob("dpo-*.json")}
+    (new,) = policies - {p.name for p in (clone.folder / "results" / "policy").iterdir()}
+    clone.snakemake(f"results/policy/{new}/manifest.json", check=True)
+    assert sorted(p.name for p in (clone.folder / "results" / "base" / base.stem).iterdir()) == [
+        "manifest.json",
+        "source.json",
+    ]
+    manifest = json.loads((clone.folder / "results" / "policy" / new / "manifest.json").read_text())
+    assert manifest["parents"]["model"] == f"base/{base.stem}"
+    assert manifest["summary"]["step_zero_margin_gap"] < 1e-4

@@ -18,6 +18,9 @@ except PrefoptError as error:
 
 EXECUTION = PLAN.config.execution
 
+# Jobs find the package beside the rules, also in a conda environment that has only its dependencies.
+shell.prefix(f"export PYTHONPATH='{Path(workflow.basedir) / 'workflow'}'; ")
+
 
 wildcard_constraints:
     id=r"[a-z0-9][a-z0-9_.-]*-[0-9a-f]{8}",

@@ -64,7 +64,10 @@ def win_rates_of(
     if difficulty is not None and not by_position and "index" not in rows:
         raise BadInput(f"{annotations}: no prompt numbers; give --baseline, whose order numbers them, or --by-position")
     parts = {None: rows} if names is None else dict(list(rows.groupby(names, sort=False)))
-    results = {name: _metrics(name, part, options) for name, part in parts.items()}
+    try:
+        results = {name: _metrics(name, part, options) for name, part in parts.items()}
+    except BadInput as error:
+        raise BadInput(f"{annotations}: {error}") from error
     if outputs is not None:
         average = int(_text_lengths(_table(outputs, "output")["output"], outputs).mean())
         results = {name: metrics | {"avg_length": average} for name, metrics in results.items()}
@@ -140,7 +143,7 @@ def _text_lengths(texts: pd.Series, path: Path) -> pd.Series:
     is_text = texts.map(lambda value: isinstance(value, str))
     if not is_text.all():
         row = int(np.argmin(is_text))
-        raise BadInput(f"{path}: '{texts.name}' of row {row} is {texts.iloc[row]!r}, not a text")
+        raise BadInput(f"{path}: '{texts.name}' of row {row} is not a text but {texts.iloc[row]!r}")
     return texts.map(len)
 
 
