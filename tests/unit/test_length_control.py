@@ -113,6 +113,16 @@ def test_separable_and_constant_data_still_converge():
     assert out["weights"]["model"] == pytest.approx(math.log(n * penalty - 1), abs=1e-6)
 
 
+def test_nearly_collinear_columns_still_converge():
+    rng = np.random.default_rng(17)
+    for _ in range(20):
+        x = rng.normal(0, 1, (100, 2)) @ [[1, 1, 0], [0, 1e-9, 1]]
+        labels, weights = (x[:, 0] > 0).astype(float), np.ones(100)
+        penalty = 10 ** rng.uniform(-1, 3)
+        b = fit_l1_logistic(x, labels, weights, penalty)
+        assert kkt_residual(x, labels, weights, b, penalty) < 1e-6
+
+
 def test_exchanging_the_sides_exchanges_the_rates():
     frame, difficulty, gamed = synthetic(seed=5)
     frame["preference"] = 1 + (np.random.default_rng(5).uniform(size=len(frame)) < frame["preference"] - 1)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from prefopt.errors import BadInput
-from prefopt.plan import load_plan
+from prefopt.plan import load_plan, readable_name
 
 TRAIN = {"steps": 2, "batch_size": 4}
 
@@ -196,3 +196,16 @@ def test_a_model_folder_without_tokenizer_is_refused(planned, tmp_path):
     (tmp_path / "m" / "config.json").write_text("{}")
     with pytest.raises(BadInput, match="model folder without tokenizer"):
         planned(declare(model={"kind": "local", "path": str(tmp_path / "m")}))
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("train-b0.2-s0", "train-b0.2-s0"),
+        ("My Pairs (1)", "my-pairs-1"),
+        ("Llama_3.1_8B", "llama-3.1-8b"),
+        ("数据", "unnamed"),
+    ],
+)
+def test_names_in_ids_are_plain(given, name):
+    assert readable_name(given) == name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,11 @@ STAGE_VERSIONS = {
 }
 
 
+def readable_name(text: str) -> str:
+    """What a file or folder is called, as the part of an id that people read: lower case, digits, dots and dashes."""
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "unnamed"
+
+
 @dataclass
 class Plan:
     """All planned nodes by ``stage/id`` and the item nodes by ``paper/name``."""
@@ -57,7 +63,7 @@ class Plan:
         node = Node(
             stage=stage,
             version=STAGE_VERSIONS[stage.split("/", maxsplit=1)[0]],
-            name=name.replace("_", "-"),
+            name=readable_name(name),
             spec=spec,
             parents={role: parent.ref for role, parent in (parents or {}).items()},
             execution=execution or {},

@@ -82,7 +82,7 @@ def tokenize(build: Build, options: RunOptions) -> None:
 
     folder, trusted = weights_of(build.parent("base"))
     tokenizer = load_tokenizer(folder, trust_remote_code=trusted)
-    positions = getattr(AutoConfig.from_pretrained(folder), "max_position_embeddings", None)
+    positions = getattr(AutoConfig.from_pretrained(folder, trust_remote_code=trusted), "max_position_embeddings", None)
     pairs = read_table(build.parent("pairs") / "pairs.parquet")
     tokens, refused = tokenize_pairs(pairs, tokenizer, TokensSpec.model_validate(dict(build.node.spec)), positions)
     if tokens.empty:
