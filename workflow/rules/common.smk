@@ -18,6 +18,9 @@ except PrefoptError as error:
 
 EXECUTION = PLAN.config.execution
 
+# Without GPUs in config.yaml a job stays on the CPU, also on a machine that has one.
+DEVICE = "cuda" if EXECUTION.gpus else "cpu"
+
 # Jobs find the package beside the rules, also in a conda environment that has only its dependencies.
 shell.prefix(f"export PYTHONPATH='{Path(workflow.basedir) / 'workflow'}'; ")
 

@@ -23,8 +23,9 @@ rule generate:
         mem_mb=memory(8),
         runtime=minutes(240),
         gpu=EXECUTION.gpus,
+        device=DEVICE,
     shell:
-        "python -m prefopt generate --spec {input.spec:q} >> {log:q} 2>&1"
+        "python -m prefopt generate --spec {input.spec:q} --device {resources.device} >> {log:q} 2>&1"
 
 
 rule judge:
@@ -50,9 +51,10 @@ rule judge:
         mem_mb=memory(8),
         runtime=minutes(120),
         gpu=EXECUTION.gpus,
+        device=DEVICE,
         micro_batch=micro_batch,
     shell:
-        "python -m prefopt judge --spec {input.spec:q} --micro-batch {resources.micro_batch} >> {log:q} 2>&1"
+        "python -m prefopt judge --spec {input.spec:q} --device {resources.device} --micro-batch {resources.micro_batch} >> {log:q} 2>&1"
 
 
 rule win_rate:

@@ -26,8 +26,9 @@ rule train_policy:
         mem_mb=memory(8),
         runtime=minutes(480),
         gpu=EXECUTION.gpus,
+        device=DEVICE,
         micro_batch=micro_batch,
         checkpoint_steps=EXECUTION.checkpoint_steps,
     shell:
-        "python -m prefopt train-policy --spec {input.spec:q}"
+        "python -m prefopt train-policy --spec {input.spec:q} --device {resources.device}"
         " --micro-batch {resources.micro_batch} --checkpoint-steps {resources.checkpoint_steps} >> {log:q} 2>&1"

@@ -22,10 +22,11 @@ rule train_reward:
         mem_mb=memory(8),
         runtime=minutes(240),
         gpu=EXECUTION.gpus,
+        device=DEVICE,
         micro_batch=micro_batch,
         checkpoint_steps=EXECUTION.checkpoint_steps,
     shell:
-        "python -m prefopt train-reward --spec {input.spec:q}"
+        "python -m prefopt train-reward --spec {input.spec:q} --device {resources.device}"
         " --micro-batch {resources.micro_batch} --checkpoint-steps {resources.checkpoint_steps} >> {log:q} 2>&1"
 
 
@@ -49,9 +50,10 @@ rule score_rewards:
         mem_mb=memory(8),
         runtime=minutes(120),
         gpu=EXECUTION.gpus,
+        device=DEVICE,
         micro_batch=micro_batch,
     shell:
-        "python -m prefopt score-rewards --spec {input.spec:q} --micro-batch {resources.micro_batch} >> {log:q} 2>&1"
+        "python -m prefopt score-rewards --spec {input.spec:q} --device {resources.device} --micro-batch {resources.micro_batch} >> {log:q} 2>&1"
 
 
 rule collect_ensemble:

@@ -23,10 +23,11 @@ rule train_sft:
         mem_mb=memory(8),
         runtime=minutes(240),
         gpu=EXECUTION.gpus,
+        device=DEVICE,
         micro_batch=micro_batch,
         checkpoint_steps=EXECUTION.checkpoint_steps,
     shell:
-        "python -m prefopt train-sft --spec {input.spec:q}"
+        "python -m prefopt train-sft --spec {input.spec:q} --device {resources.device}"
         " --micro-batch {resources.micro_batch} --checkpoint-steps {resources.checkpoint_steps} >> {log:q} 2>&1"
 
 
@@ -51,9 +52,10 @@ rule score_reference:
         mem_mb=memory(8),
         runtime=minutes(120),
         gpu=EXECUTION.gpus,
+        device=DEVICE,
         micro_batch=micro_batch,
     shell:
-        "python -m prefopt score-reference --spec {input.spec:q} --micro-batch {resources.micro_batch} >> {log:q} 2>&1"
+        "python -m prefopt score-reference --spec {input.spec:q} --device {resources.device} --micro-batch {resources.micro_batch} >> {log:q} 2>&1"
 
 
 rule sample_reference:
@@ -76,9 +78,10 @@ rule sample_reference:
         mem_mb=memory(8),
         runtime=minutes(120),
         gpu=EXECUTION.gpus,
+        device=DEVICE,
         micro_batch=micro_batch,
     shell:
-        "python -m prefopt sample-reference --spec {input.spec:q} --micro-batch {resources.micro_batch} >> {log:q} 2>&1"
+        "python -m prefopt sample-reference --spec {input.spec:q} --device {resources.device} --micro-batch {resources.micro_batch} >> {log:q} 2>&1"
 
 
 rule estimate_dispersion:
