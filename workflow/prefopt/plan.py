@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prefopt.artifacts import MANIFEST, Node, write_json
+from prefopt.artifacts import Node, write_json
 from prefopt.config import item_files, load_config, load_item
 from prefopt.errors import BadInput, nearest
 from prefopt.losses import COMPOSITIONS, get_loss
@@ -325,8 +325,3 @@ class _ItemPlanner:
             for name in (row.arm, row.than):
                 if isinstance(name, str) and name not in known:
                     raise BadInput(f"expect: no arm '{name}'; {nearest(name, known)}")
-
-
-def manifest_path(results: str, ref: str) -> str:
-    """Path of an artifact's manifest, as the rules name it."""
-    return f"{results}/{ref}/{MANIFEST}"

@@ -40,7 +40,7 @@ class SftSpec(Closed):
 class EnsembleSpec(Closed):
     """K reward models; each member has its own initialisation, data order and subset."""
 
-    members: int = Field(1, ge=1, description="K; ignored keys do not exist: with longer_wins, K must equal its length")
+    members: int = Field(1, ge=1, description="K; longer_wins and seeds have one entry for each")
     seeds: list[Seed] | None = Field(None, description="one per member; default 0..K-1")
     subset: Annotated[float, Field(gt=0.0, le=1.0)] = Field(1.0, description="share of train pairs a member sees")
     longer_wins: list[Fraction] | None = Field(None, description="one bias b per member: D_rho,b of arXiv 2405.19316")
