@@ -1,4 +1,5 @@
 # make reproduce   build every item of config/config.yaml, or: make reproduce ITEMS=own/hh_rlhf DATA_ROOT=../data
+#                  FULL=1 runs the grids in full: every condition, setting, control and seed
 # make test        run the tests
 # Both set up .venv by themselves; PYTHON=/path/to/python3 chooses the interpreter.
 SHELL := /bin/bash
@@ -8,7 +9,8 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 
 PROFILE ?= workflow/profiles/local
 PYTEST ?=
-options := $(if $(ITEMS),items=$(ITEMS)) $(if $(DATA_ROOT),data_root=$(DATA_ROOT)) $(if $(RESULTS),results=$(RESULTS))
+options := $(if $(ITEMS),items=$(ITEMS)) $(if $(DATA_ROOT),data_root=$(DATA_ROOT)) $(if $(RESULTS),results=$(RESULTS)) \
+	$(if $(FULL),full=true)
 config := $(if $(strip $(options)),--config $(options))
 results := $(or $(RESULTS),results)
 

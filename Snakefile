@@ -12,6 +12,7 @@ include: "workflow/rules/signals.smk"
 include: "workflow/rules/reward.smk"
 include: "workflow/rules/policy.smk"
 include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/trials.smk"
 include: "workflow/rules/tabular.smk"
 include: "workflow/rules/paper.smk"
 

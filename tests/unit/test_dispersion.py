@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.special import log_softmax
 
+from artifact_builds import run_stage, save_table
 from prefopt.dispersion import (
     apply_control,
     check_weights,
@@ -16,8 +19,10 @@ from prefopt.dispersion import (
     normalised_entropy,
     phi_star,
     sequence_entropy,
+    vote_entropy,
 )
 from prefopt.errors import BadInput, FailedCheck
+from prefopt.specs import DispersionSpec
 
 VOCAB = 4
 # Logits of each response position, chosen and rejected.
@@ -185,3 +190,100 @@ def test_sequence_entropy_converges_to_the_entropy_it_samples():
 def test_sequence_entropy_refuses_what_is_no_log_probability():
     with pytest.raises(BadInput, match="ref_logp"):
         sequence_entropy([0], [0.5], [1], vocab_size=4)
+
+
+# --- other estimators, and the stage ----------------------------------------------------------------------------------
+
+
+def binary_entropy(p: float) -> float:
+    return -(p * math.log(p) + (1 - p) * math.log(1 - p)) / math.log(2)
+
+
+def test_vote_entropy_counts_members_with_one_pseudo_vote_each_way():
+    # Five members, votes 5, 4, 3, 0 and 2 with a tie: p = 6/7, 5/7, 4/7, 1/7, 3.5/7 (clamped below 1).
+    margins = [[1, 2, 3, 4, 5], [1, 1, 1, 1, -9], [1, 1, 1, -1, -1], [-1, -1, -1, -1, -1], [0, 3, 3, -3, -3]]
+    expected = [binary_entropy(p) for p in (6 / 7, 5 / 7, 4 / 7, 1 / 7)] + [1 - 1e-6]
+    np.testing.assert_allclose(vote_entropy(margins), expected, rtol=1e-12)
+    # Which of the two responses is called chosen does not matter, nor does the size of a margin.
+    np.testing.assert_allclose(vote_entropy(-7 * np.array(margins)), vote_entropy(margins), rtol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("margins", "message"),
+    [([1.0, 2.0], "shape"), (np.zeros((3, 0)), "shape"), ([[1.0], [np.nan]], "row 1"), ([[np.inf, 1.0]], "row 0")],
+)
+def test_margins_that_are_no_votes_are_refused(margins, message):
+    with pytest.raises(BadInput, match=message):
+        vote_entropy(margins)
+
+
+PHIS = [0.2, 0.8, 0.2, 0.5, 0.8, 0.3]
+SPLITS = ["train", "train", "train", "train", "test", "test"]
+
+
+def artifacts(results, metas=None):
+    """Parents of a dispersion artifact for six pairs; tables in different orders, pairs with one row too many."""
+    ids = np.arange(6) + 100
+    save_table(results, "tokens", "tokens", pd.DataFrame({"pair_id": ids, "prompt_id": ids // 2, "split": SPLITS}))
+    votes = np.array([[3, 3, 3], [3, -1, -1], [1, 1, -1], [-2, -2, -2], [1, 1, 1], [1, -1, 1]], dtype=float)
+    scores = pd.DataFrame(
+        {"pair_id": ids, "chosen_reward": list(votes + 5), "rejected_reward": list(np.full((6, 3), 5.0))}
+    )
+    save_table(results, "rewards", "scores", scores.iloc[::-1])
+    metas = metas or [json.dumps({"kind": "open", "phi": phi}) for phi in PHIS]
+    pairs = pd.DataFrame({"pair_id": [*ids, 999], "meta": [*metas, "{}"]})
+    save_table(results, "pairs", "pairs", pairs.iloc[::-1])
+    reference = {"pair_id": ids}
+    for side, entropy in (("chosen", 0.5), ("rejected", 0.1)):
+        reference |= {f"{side}_entropy": entropy * np.arange(1, 7) / 6, f"{side}_tokens": np.full(6, 4)}
+    save_table(results, "reference", "scores", pd.DataFrame(reference).iloc[::-1])
+    (results / "reference" / "reference.json").write_text('{"vocab_size": 4}')
+
+
+def dispersion_table(results, **spec) -> pd.DataFrame:
+    declared = DispersionSpec(**spec).model_dump()
+    build = run_stage(results, "estimate-dispersion", declared, ["tokens", "reference", "rewards", "pairs"])
+    return pd.read_parquet(build.work / "dispersion.parquet")
+
+
+def test_true_dispersion_is_minus_log_phi_of_the_rater_scaled_to_mean_one(tmp_path):
+    artifacts(tmp_path)
+    table = dispersion_table(tmp_path, estimator="truth")
+    logs = [-math.log(phi) for phi in PHIS]
+    scale = sum(logs[:4]) / 4
+    np.testing.assert_allclose(table["dispersion_weight"], [value / scale for value in logs], rtol=1e-12)
+    assert table["split"].tolist() == SPLITS
+    calibration = json.loads((tmp_path / "built" / "calibration.json").read_text())
+    assert calibration["phi_star"] == pytest.approx(1 / scale, rel=1e-12)
+
+
+def test_votes_of_an_ensemble_weigh_its_agreement(tmp_path):
+    artifacts(tmp_path)
+    table = dispersion_table(tmp_path, estimator="vote_entropy")
+    # Three members, votes 3, 1, 2, 0, 3, 2: p = 4/5 or 1/5 where all agree, 2/5 or 3/5 elsewhere.
+    sure, split = -math.log(binary_entropy(1 / 5)), -math.log(binary_entropy(2 / 5))
+    expected = np.array([sure, split, split, sure, sure, split]) / ((2 * sure + 2 * split) / 4)
+    np.testing.assert_allclose(table["dispersion_weight"], expected, rtol=1e-12)
+
+
+def test_token_entropy_is_joined_on_the_pair(tmp_path):
+    artifacts(tmp_path)
+    table = dispersion_table(tmp_path)
+    # E = (H_chosen + H_rejected) / (2 log V) = .6 n / 6 / (2 log 4) for the pairs n = 1..6.
+    np.testing.assert_allclose(table["normalised_entropy"], 0.1 * np.arange(1, 7) / (2 * math.log(4)), rtol=1e-12)
+    assert table["pair_id"].tolist() == [100, 101, 102, 103, 104, 105]
+
+
+@pytest.mark.parametrize("meta", ["{}", '{"phi": 1.0}', '{"phi": 0.0}', '{"phi": null}'])
+def test_true_dispersion_needs_the_phi_of_every_pair(tmp_path, meta):
+    artifacts(tmp_path, [json.dumps({"phi": 0.3})] * 2 + [meta] + [json.dumps({"phi": 0.8})] * 3)
+    with pytest.raises(BadInput, match="pair_id 102 has no phi between 0 and 1"):
+        dispersion_table(tmp_path, estimator="truth")
+
+
+@pytest.mark.parametrize("estimator", ["vote_entropy", "truth"])
+def test_norms_belong_to_token_entropy(estimator):
+    with pytest.raises(ValueError, match="no norm"):
+        DispersionSpec(estimator=estimator, norm="sum_over_max_len")
+    with pytest.raises(ValueError, match="no norm"):
+        DispersionSpec(estimator=estimator, norm="mc_sequence", samples=2)

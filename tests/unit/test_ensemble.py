@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from artifact_builds import build_of, run_stage, save_table
 from prefopt.ensemble import (
     diagnostics,
+    largest_subsample,
     length_outcome,
     longer_wins_fraction,
     resample_longer_wins,
@@ -17,6 +20,9 @@ from prefopt.ensemble import (
     stack_members,
 )
 from prefopt.errors import BadInput
+from prefopt.specs import EnsembleSpec, TrainSpec
+from prefopt.stages.reward import _longer_wins, _member_rows
+from prefopt.world import WorldParams, generate_pairs, oracle_reward
 
 
 def member(ids, chosen, rejected) -> pd.DataFrame:
@@ -139,6 +145,7 @@ def test_largest_biased_subsets(rho):
     wins = round(30000 * rho)
     chosen, rejected = lengths(wins, 30000 - wins, ties=500)
     for bias, size in zip((0.2, 0.4, 0.5, 0.6, 0.8), LARGEST[rho], strict=True):
+        assert largest_subsample(chosen, rejected, bias) == size
         rows = resample_longer_wins(chosen, rejected, bias, seed=2)
         assert len(rows) == len(set(rows.tolist())) == size
         assert longer_wins_fraction(chosen[rows], rejected[rows]) == pytest.approx(bias, abs=1e-12)
@@ -190,3 +197,111 @@ def test_the_ends_take_one_side_only():
 def test_impossible_subsamples_are_refused(wins, losses, fraction, size, message):
     with pytest.raises(BadInput, match=message):
         resample_longer_wins(*lengths(wins, losses), fraction, size)
+
+
+# --- declarations and stages ------------------------------------------------------------------------------------------
+
+BIASES = [0.2, 0.4, 0.5, 0.6, 0.8]
+TRAIN = TrainSpec(steps=1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"train": TRAIN, "equal_size": True}, "equal_size is about the subsamples"),
+        ({}, "give 'train'"),
+        ({"oracle": True, "train": TRAIN}, "remove 'train'"),
+        ({"oracle": True, "members": 2}, "remove 'members'"),
+        ({"oracle": True, "seeds": [3]}, "remove 'seeds'"),
+        ({"oracle": True, "subset": 0.5}, "remove 'subset'"),
+        ({"oracle": True, "split": "judge"}, "remove 'split'"),
+    ],
+)
+def test_ensembles_that_contradict_themselves_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        EnsembleSpec(**fields)
+
+
+def test_good_ensembles_are_accepted():
+    assert EnsembleSpec(oracle=True).train is None
+    assert EnsembleSpec(members=5, longer_wins=BIASES, equal_size=True, train=TRAIN).equal_size
+
+
+def token_lengths(wins: int, losses: int, ties: int = 7) -> pd.DataFrame:
+    chosen, rejected = lengths(wins, losses, ties)
+    return pd.DataFrame({"pair_id": np.arange(len(chosen)), "chosen_tokens": chosen, "rejected_tokens": rejected})
+
+
+def member_rows(tmp_path, rows, bias, seed=0, subset=1.0, **spec) -> pd.DataFrame:
+    spec |= {"longer_wins": bias, "subset": subset, "seeds": {"subset": seed}}
+    return _member_rows(rows, build_of(tmp_path, "reward", spec, []))
+
+
+@pytest.mark.parametrize("rho", list(LARGEST))
+def test_members_of_equal_size_have_the_size_of_the_smallest(tmp_path, rho):
+    # A thousandth of the table's 30000 pairs times ten: 300 pairs, sizes LARGEST / 100.
+    rows = token_lengths(round(300 * rho), 300 - round(300 * rho))
+    sizes = [len(member_rows(tmp_path, rows, bias)) for bias in BIASES]
+    assert sizes == [math.floor(size / 100) for size in LARGEST[rho]]
+    for bias in BIASES:
+        kept = member_rows(tmp_path, rows, bias, equal_to=BIASES)
+        assert len(kept) == min(sizes)
+        assert _longer_wins(kept) == pytest.approx(round(bias * min(sizes)) / min(sizes), abs=0.5 / min(sizes) + 1e-6)
+
+
+def test_a_share_of_a_biased_subsample_is_taken_after_its_size_is_set(tmp_path):
+    rows = token_lengths(150, 150)
+    assert len(member_rows(tmp_path, rows, 0.2, subset=0.5, equal_to=BIASES)) == round(0.5 * math.floor(150 / 0.8))
+
+
+def test_share_of_longer_wins_is_null_without_pairs_that_differ(tmp_path):
+    assert _longer_wins(token_lengths(3, 1)) == 0.75
+    assert _longer_wins(token_lengths(0, 0, ties=4)) is None
+
+
+def world_artifacts(results, prompt=None) -> list[dict]:
+    pairs = generate_pairs(WorldParams(prompts=20, pairs=20))
+    ids = np.arange(20) + 50
+    splits = ["train"] * 15 + ["test"] * 5
+    table = pd.DataFrame(
+        {
+            "pair_id": ids,
+            "prompt": [[{"role": "user", "content": prompt or pair["prompt"]}] for pair in pairs],
+            "chosen": [pair["chosen"] for pair in pairs],
+            "rejected": [pair["rejected"] for pair in pairs],
+        }
+    )
+    save_table(results, "pairs", "pairs", table.iloc[::-1])
+    save_table(results, "tokens", "tokens", pd.DataFrame({"pair_id": ids, "split": splits}))
+    return pairs
+
+
+def test_the_oracle_is_an_ensemble_of_one_that_knows_the_true_reward(tmp_path):
+    pairs = world_artifacts(tmp_path)
+    build = run_stage(tmp_path, "collect-ensemble", {"oracle": True}, ["tokens", "pairs"])
+    table = pd.read_parquet(build.work / "scores.parquet")
+    assert table["pair_id"].tolist() == list(range(50, 70))
+    for side in ("chosen", "rejected"):
+        expected = [[oracle_reward(pair["prompt"], pair[side])] for pair in pairs]
+        np.testing.assert_allclose(np.stack(table[f"{side}_reward"].to_list()), expected, rtol=1e-15)
+    assert build.summary["members"] == 1
+    assert json.loads((build.work / "diagnostics.json").read_text())["members"] == ["oracle"]
+    assert build.summary["held_out"]["pairs"] == 5
+
+
+def test_the_oracle_knows_prompts_of_the_demo_world_only(tmp_path):
+    world_artifacts(tmp_path, prompt="how do i bake bread")
+    with pytest.raises(BadInput, match="pair_id 50: the prompt 'how do i bake bread' is none of the demo world's"):
+        run_stage(tmp_path, "collect-ensemble", {"oracle": True}, ["tokens", "pairs"])
+
+
+def test_trained_members_stand_side_by_side(tmp_path):
+    world_artifacts(tmp_path)
+    for number in range(2):
+        ids = np.arange(20) + 50
+        scores = member(ids, number + np.arange(20.0), np.zeros(20))
+        save_table(tmp_path, f"member{number}", "scores", scores.iloc[::-1])
+    build = run_stage(tmp_path, "collect-ensemble", {}, ["tokens", "member0", "member1"])
+    table = pd.read_parquet(build.work / "scores.parquet")
+    np.testing.assert_array_equal(reward_margins(table), np.column_stack([np.arange(20.0), 1 + np.arange(20.0)]))
+    assert build.summary["held_out"]["margin_std"] == pytest.approx([math.sqrt(2)] * 2)  # of 15..19, and of 16..20

@@ -26,7 +26,7 @@ FIELDS = {
     ],
 }
 PAIRS, MEMBERS, WIDTH = 7, 3, 9
-ENSEMBLES = ["distill_ensemble", "distill_ensemble_batch", "distill_mean"]
+ENSEMBLES = ["distill_ensemble", "distill_ensemble_batch", "distill_smallest", "distill_mean"]
 
 
 def random_batch(seed: int = 0, pairs: int = PAIRS, dtype: torch.dtype = torch.float64) -> PairBatch:
@@ -245,9 +245,7 @@ def test_distillation_does_not_see_labels(name):
     torch.testing.assert_close(value(LOSSES[name], swapped(batch)), value(LOSSES[name], batch), rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize(
-    "name", ["distill", "distill_ensemble", "distill_ensemble_batch", "distill_mean", "mallows_distill"]
-)
+@pytest.mark.parametrize("name", ["distill", *ENSEMBLES, "mallows_distill"])
 def test_distillation_rests_where_the_margins_agree(name):
     # beta * c * margin = reward margin, c = 1: no loss and no gradient.
     beta, batch = 0.25, random_batch(10)

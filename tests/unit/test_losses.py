@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -134,6 +135,8 @@ BASELINES = [
     ("distill_ensemble", {"beta": 0.1}, [0.0784, 0.0036, 0.013225], None, None),
     ("distill", {"beta": 0.1}, [0.9604, 0.0036, 0.378225], None, None),
     ("distill_ensemble_batch", {"beta": 0.1}, [0.0784, 0.0676, 0.013225], None, None),
+    # Smallest by size: .4 of (1.1, .4, 1.8), -.2 of (-.2, -.4, .5), -.1 of (.7, .2, -.1); beta margins .12, -.14, .085.
+    ("distill_smallest", {"beta": 0.1}, [0.0784, 0.0036, 0.034225], None, None),
     ("mallows_distill", {"beta": 0.1}, [1.1552348029895851, 0.0005282968017719194, 0.049059385420089516],
      [-0.04510924079, 0.0003398001879, -0.02354248675], "-"),
 ]  # fmt: skip
@@ -476,6 +479,43 @@ def test_ensemble_tie_goes_to_the_lowest_member():
         for name in ("distill_ensemble", "distill_ensemble_batch"):
             (grad,) = torch.autograd.grad(LOSSES[name].fn(batch, beta=0.5).sum(), logp)
             close(grad, [sign])
+
+
+@pytest.mark.parametrize(
+    ("name", "members"),
+    [
+        # |reward margins| are smallest in columns 1, 2, 1, 2; batch means 1.02125, 1.43375, 3.12125 choose column 0.
+        ("distill_ensemble", [1, 0, 1, 0]),
+        ("distill_ensemble_batch", [0, 0, 0, 0]),
+        ("distill_smallest", [1, 2, 1, 2]),
+    ],
+)
+def test_losses_that_match_one_member_say_which(distillation, name, members):
+    found = LOSSES[name].member(distillation, beta=0.1)
+    assert found.dtype is torch.long
+    assert found.tolist() == members
+    chosen = t(REWARD_MARGIN).gather(1, found[:, None])[:, 0]
+    residual = (chosen - 0.1 * distillation.margin).detach() ** 2
+    torch.testing.assert_close(LOSSES[name].fn(distillation, beta=0.1).detach(), residual, rtol=1e-12, atol=0)
+
+
+def test_the_smallest_member_is_where_the_ensemble_minimum_starts_and_stays(distillation):
+    # With margins of 0 the residual is the reward margin itself, so both choose the same member and agree.
+    still = replace(
+        distillation, chosen_logp=distillation.ref_chosen_logp, rejected_logp=distillation.ref_rejected_logp
+    )
+    assert LOSSES["distill_ensemble"].member(still, beta=0.1).tolist() == [1, 2, 1, 2]
+    for beta in (0.1, 10.0):
+        torch.testing.assert_close(LOSSES["distill_smallest"].fn(still, beta=beta), t([0.25, 0.0625, 0, 0.25]))
+        assert LOSSES["distill_smallest"].member(distillation, beta=beta).tolist() == [1, 2, 1, 2]
+
+
+def test_only_losses_that_match_one_member_have_a_choice_to_tell():
+    assert {name for name, entry in LOSSES.items() if entry.member is not None} == {
+        "distill_ensemble",
+        "distill_ensemble_batch",
+        "distill_smallest",
+    }
 
 
 # Tabular policy over four arms: pi = softmax(s), pair (0, 2), exact KL.

@@ -17,7 +17,7 @@ from prefopt.pairs import PAIR_COLUMNS, REFUSED_COLUMNS, build_pairs, digest63, 
 from prefopt.specs import DataSpec, FilesSource, HubSource, SplitSpec, WorldSource
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
-SPLITS = SplitSpec(train=0.5, judge=0.25, test=0.25)
+SPLITS = SplitSpec(train=0.5, judge=0.25, validation=0.1, test=0.15)
 
 
 def row(number, answer=0):
@@ -63,7 +63,7 @@ def test_shares_are_kept_within_four_standard_errors():
         assert abs(drawn.count(split) / n - share) < 4 * error
     other = [split_of(digest63(number), SPLITS, 8) for number in range(n)]
     same = sum(a == b for a, b in zip(drawn, other, strict=True)) / n
-    independent = 0.5**2 + 0.25**2 + 0.25**2
+    independent = 0.5**2 + 0.25**2 + 0.1**2 + 0.15**2
     assert abs(same - independent) < 4 * (independent * (1 - independent) / n) ** 0.5
 
 
@@ -73,6 +73,16 @@ def test_a_larger_train_share_only_adds_to_train(prompt_id, seed, train, more):
     before = split_of(prompt_id, SplitSpec(train=train, test=1 - train), seed)
     after = split_of(prompt_id, SplitSpec(train=train + more, test=1 - train - more), seed)
     assert (before, after) != ("train", "test")
+
+
+@settings(derandomize=True, max_examples=200, deadline=None)
+@given(st.integers(0, 2**62), st.integers(0, 1000), st.floats(0.1, 0.5), st.floats(0.0, 0.2), st.floats(0.01, 0.2))
+def test_validation_prompts_come_out_of_test_alone(prompt_id, seed, train, judge, validation):
+    rest = 1 - train - judge
+    before = split_of(prompt_id, SplitSpec(train=train, judge=judge, test=rest), seed)
+    parts = SplitSpec(train=train, judge=judge, validation=validation, test=rest - validation)
+    after = split_of(prompt_id, parts, seed)
+    assert after == before or (before, after) == ("test", "validation")
 
 
 @settings(derandomize=True, max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -7,11 +7,14 @@ import shutil
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 
+import pandas as pd
 import pytest
 
+import fake_grids
 import finished_results
 from prefopt import figures
-from prefopt.artifacts import read_json
+from prefopt.artifacts import read_json, write_json, write_table, write_text
+from prefopt.grids import pages
 from prefopt.report import NOT_MADE, collect_report, cost, render_report
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
@@ -221,6 +224,167 @@ def test_an_exact_item_without_its_study_shows_its_own_figure(with_exact, tmp_pa
     parsed = Page(render_report(data))
     assert len(parsed.images) == 1
     assert "a stricter margin" in parsed.words
+
+
+def grid_item(results, content):
+    """A finished grid item: its pairs, a trial of the reference and of every point with each seed, and its table."""
+    make = finished_results.make
+    prompts = [[{"role": "user", "content": f"say {k} {finished_results.HOSTILE}"}] for k in range(5)]
+    table = pd.DataFrame({"prompt_id": range(5), "prompt": prompts})
+    pairs = make(
+        results, "pairs", "grid", {}, {}, lambda w: write_table(w / "pairs.parquet", table), pairs=5, refused={}
+    )
+    runs = {f"reference.{seed}": ("reference", seed) for seed in content["seeds"]}
+    for number, point in enumerate(content["points"]):
+        point["runs"] = {str(seed): f"trials/run-{number}-{seed}" for seed in content["seeds"]}
+        runs |= {
+            f"run.{number}.{seed}": (f"{point['arm']} {point['settings']['beta']}", seed) for seed in content["seeds"]
+        }
+    parents = {role: trial(results, role, of, seed, pairs) for role, (of, seed) in runs.items()}
+
+    def fill(work):
+        write_json(work / "item.json", content)
+        write_text(work / "table.csv", "condition\n")
+
+    spec = {"layout": content["layout"]}
+    stage = f"papers/{content['paper']}"
+    return make(results, stage, content["name"], spec, parents | {"pairs": pairs}, fill, verdict=content["verdict"])
+
+
+def trial(results, role, of, seed, pairs):
+    def fill(work):
+        rows = [
+            {
+                "set": "test",
+                "step": step,
+                "draw": draw,
+                "prompt_id": k,
+                "score": k / 4,
+                "text": f"{of} at {step} to {k}",
+            }
+            for step in (0, 10)
+            for draw in (0, 1)
+            for k in range(5)
+        ]
+        write_table(work / "answers.parquet", pd.DataFrame(rows))
+
+    return finished_results.make(
+        results, "trials", "run", {"role": role, "seed": seed}, {"set.test.pairs": pairs}, fill, steps=10
+    )
+
+
+@pytest.fixture(scope="module")
+def with_grids(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("grids") / "results"
+    layouts = ("by_condition", "gains", "histogram")
+    items = [grid_item(folder, fake_grids.item(layout)) for layout in layouts]
+    return folder, [node.ref for node in items]
+
+
+def light(data):
+    """The same data without curves: nothing but the main figures is drawn."""
+    for entry in data["items"]:
+        for point in entry["item"]["points"]:
+            point["curve"] = {}
+    return data
+
+
+@pytest.fixture(scope="module")
+def grid_page(with_grids):
+    return render_report(collect_report(*with_grids))
+
+
+def test_a_grid_section_has_claims_figures_points_and_samples(grid_page):
+    parsed = Page(grid_page)
+    for text in (
+        "tier quick · seeds 0, 1, 2",
+        "conditions 2, arms 3, points 12; runs finished 36 of 36; answers per prompt 1",
+        "the weighted loss is better: the interval [0.25, 0.75] lies above 0.",
+        "+0.50 [+0.25, +0.75], p = 0.031",
+        "reward: theta − dpo",
+        "skewness: wide − narrow",
+        "Selected by reward on validation",
+        "Table of points (12 rows)",
+        "Mallows θ β 0.5",
+        "make reproduce ITEMS=mallowspo/gains",
+        "Figure: collapse",
+    ):
+        assert text in parsed.words, text
+    assert len(parsed.images) == 5 + 2 + 1
+    assert len(parsed.ids) == len(set(parsed.ids))
+
+
+def test_grid_samples_are_last_answers_of_the_selected_points(grid_page):
+    words = Page(grid_page).words
+    assert f"say 2 {finished_results.HOSTILE}" in words  # the middle of five prompts
+    for text in ("reference at 10 to 0", "theta 0.1 at 10 to 4", "dpo 0.1 at 10 to 2"):
+        assert text in words, text
+    assert "at 0 to" not in words
+    assert "theta 0.5 at" not in words  # not selected
+    assert "SFT reference 0.50" in words  # the score of prompt 2: 2/4
+
+
+def test_texts_of_grid_items_are_escaped(with_grids, grid_page):
+    assert Page(grid_page).scripts == 1
+    assert "lowest <i>prompt</i>" in Page(grid_page).words
+    data = light(collect_report(*with_grids))
+    item = data["items"][0]["item"]
+    for held in (item["arms"]["dpo"], item["conditions"]["c0"]):
+        held["label"] = "</text><script>x</script>"
+    item["expect"][0]["reason"] = item["method"] = "<script>y</script>"
+    assert Page(render_report(data)).scripts == 1
+
+
+def test_links_of_grid_items_lead_to_files(with_grids, grid_page):
+    folder, refs = with_grids
+    files = {link for link in Page(grid_page).links if not link.startswith(("#", "https://arxiv.org/"))}
+    assert all((folder / link).is_file() for link in files)
+    assert {f"{ref}/table.csv" for ref in refs} <= files
+
+
+def test_long_lists_and_tables_are_folded(with_grids):
+    data = light(collect_report(*with_grids))
+    entry = data["items"][0]
+    trials = [ref for ref in entry["reachable"] if ref.startswith("trials/")]
+    entry["reachable"] += trials * 2
+    data["absent"] = [f"trials/gone-{n}" for n in range(700)]
+    entry["item"]["points"] *= 4
+    words = Page(render_report(data)).words
+    assert f"and {3 * len(trials) - 60} more" in words
+    assert "and 640 more" in words
+    assert "The first 40 of 48 rows, selected points first." in words
+
+
+def test_grid_items_without_their_trials_still_have_a_section(with_grids, tmp_path):
+    folder, refs = with_grids
+    shutil.copytree(folder / "papers", tmp_path / "papers")
+    data = light(collect_report(tmp_path, refs))
+    assert {ref.split("/")[0] for ref in data["absent"]} == {"trials", "pairs"}
+    parsed = Page(render_report(data))
+    assert len(parsed.images) == 2 + 1 + 1  # by_condition with what was selected, gains, histogram
+    assert "Answers to" not in parsed.words
+
+
+def test_the_reference_stands_between_random_and_best(with_grids):
+    data = light(collect_report(*with_grids))
+    data["items"][0]["item"]["reference"]["test"]["bounds"] = {"random": -1.0, "written": 1.0, "best": 2.0}
+    words = Page(render_report(data)).words
+    # the reference's reward is 0.5: (0.5 + 1) / (2 + 1) of the way
+    assert "reward 0.50 [0.25, 0.75]; random words -1.00, the oracle's best 2.00: 50 % of the way (an answer" in words
+
+
+def test_the_same_grid_items_give_the_same_page(with_grids, grid_page):
+    assert render_report(collect_report(*with_grids)) == grid_page
+
+
+def test_a_claim_that_was_not_run_has_no_numbers():
+    row = fake_grids.claim(difference=None, p=None, verdict="not run at this scale", than=None, part="low")
+    line = pages.claim_line(row)
+    assert line["ours"] == "–"
+    assert line["detail"] == "reward: theta, low KL"
+    assert pages.claim_line(fake_grids.claim(p=0.0))["ours"].endswith("p < 0.001")
+    narrow = fake_grids.claim(difference=fake_grids.estimate(0.01, 0.004))
+    assert pages.claim_line(narrow)["ours"].startswith("+0.010 [+0.006, +0.014]")
 
 
 def test_no_items_no_crash(tmp_path):

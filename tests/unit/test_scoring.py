@@ -46,7 +46,7 @@ def gradients(model, value):
     return [p.grad.clone() for p in model.parameters()]
 
 
-@pytest.mark.parametrize("chunk", [1, 5, 1024])
+@pytest.mark.parametrize("chunk", [1, 5, 1024, None])
 def test_equals_a_plain_loop_over_full_logits_in_values_and_gradients(model, chunk):
     logp, entropy, by_token = plain_scores(model, PROMPTS, RESPONSES)
     scores = response_scores(model, PROMPTS, RESPONSES, entropy=True, token_level=True, chunk_tokens=chunk)

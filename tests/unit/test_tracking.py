@@ -48,7 +48,7 @@ def runs_of(folder: Path) -> dict:
 
 def test_every_training_run_and_item_becomes_one_run(published):
     folder, refs, outcome = published
-    trained = {str(p.relative_to(folder)) for stage in tracking.TRAINING_STAGES for p in (folder / stage).iterdir()}
+    trained = {str(p.relative_to(folder)) for stage in tracking.TRAINING_STAGES for p in folder.glob(f"{stage}/*")}
     runs = runs_of(folder)
     assert set(runs) == trained | set(refs)
     assert set(outcome["imported"]) == set(runs)

@@ -220,7 +220,9 @@ def test_every_registered_loss_gets_what_it_needs_and_sends_gradient_to_the_poli
     loss.backward()
     assert math.isfinite(loss.item())
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-    assert set(sums) == {"accuracy", "margin", "chosen_logp", "rejected_logp"}
+    known = {"accuracy", "margin", "chosen_logp", "rejected_logp", "chosen_log_ratio", "rejected_log_ratio"}
+    members = {"member_0", "member_1", "member_2"} if LOSSES[name].member else set()
+    assert set(sums) == known | members
 
 
 def test_token_signals_sum_to_the_sequence_signals():
@@ -290,7 +292,8 @@ def test_micro_batch_and_accumulation_do_not_change_the_trajectory(tmp_path, kin
         for micro_batch in (8, 3, 1, 100):
             model = tiny.causal_lm().to(number_type)
             folder = tmp_path / f"{number_type}-{micro_batch}"
-            _, result = run(folder, model, objective(model), micro_batch=micro_batch)
+            # against another model: at margin 0 some gradients are exact ties for the float32 inside a Llama's norms
+            _, result = run(folder, model, objective(tiny.causal_lm(seed=1)), micro_batch=micro_batch)
             curves.append([[m["loss"], m["grad_norm"]] for m in result.metrics])
             ends.append(model.model.norm.weight.detach())
         for curve, end in zip(curves[1:], ends[1:], strict=True):

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -30,7 +30,17 @@ from prefopt.errors import BadInput
 
 MANIFEST = "manifest.json"
 _NOT_CONTENT = frozenset({MANIFEST, ".snakemake_timestamp"})  # the second is what Snakemake leaves in folders
-_RECORDED_PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "numpy", "pandas", "pyarrow", "snakemake")
+_RECORDED_PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "accelerate",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "scikit-learn",
+    "snakemake",
+)
 
 
 def canonical_json(value: Any) -> str:
@@ -104,11 +114,12 @@ def write_table(path: Path, table: Any) -> None:
     table.to_parquet(path, index=False)
 
 
-def read_table(path: Path) -> Any:
-    """Read a parquet table as a pandas data frame."""
+def read_table(path: Path, columns: Sequence[str] | None = None, split: str | None = None) -> Any:
+    """Read a parquet table as a pandas data frame: all of it, or some columns, or the rows of one split."""
     import pandas as pd
 
-    return pd.read_parquet(path)
+    kept = [("split", "==", split)] if split is not None else None
+    return pd.read_parquet(path, columns=list(columns) if columns is not None else None, filters=kept)
 
 
 def read_rows(path: Path) -> list[list[str]]:

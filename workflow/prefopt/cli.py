@@ -120,6 +120,7 @@ def _add_configured(
     verb.add_argument("--items", help="comma-separated paper/item names or patterns, instead of the config file's")
     verb.add_argument("--data-root", help="folder that data paths are relative to, instead of the config file's")
     verb.add_argument("--results", help="results folder, instead of the config file's")
+    verb.add_argument("--full", action="store_true", default=None, help="grids in full, not their quick part")
     verb.set_defaults(run=run)
 
 
@@ -169,7 +170,7 @@ def _win_rate(arguments: argparse.Namespace) -> None:
 def _loaded_plan(arguments: argparse.Namespace) -> Plan:
     from prefopt.plan import load_plan
 
-    given = {"items": arguments.items, "data_root": arguments.data_root, "results": arguments.results}
+    given = {name: getattr(arguments, name) for name in ("items", "data_root", "results", "full")}
     return load_plan(arguments.config, {key: value for key, value in given.items() if value is not None})
 
 

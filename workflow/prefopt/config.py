@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from prefopt.errors import BadInput, nearest
-from prefopt.specs import Config, DataSpec, ExactItemSpec, ItemSpec, ModelSpec
+from prefopt.specs import Config, DataSpec, ExactItemSpec, GridItemSpec, ItemSpec, ModelSpec
 
 Spec = TypeVar("Spec", bound=BaseModel)
 
@@ -148,19 +148,39 @@ def item_files(config_dir: Path, patterns: list[str]) -> list[Path]:
     return list(found)
 
 
-def load_item(path: Path) -> ItemSpec | ExactItemSpec:
-    """One declaration, with ``data`` and ``model`` names replaced by their entries of datasets.yaml and models.yaml.
+def load_item(path: Path) -> ItemSpec | GridItemSpec | ExactItemSpec:
+    """One declaration, with names of data and models replaced by their entries of datasets.yaml and models.yaml.
 
-    A declaration with a ``study`` is an exact item, which has neither.
+    A declaration with a ``study`` is an exact item, which has neither; one with ``conditions`` is a grid.
     """
     content = load_yaml(path)
     if _is_exact(content):
         return parse(ExactItemSpec, content, str(path))
-    item: ItemSpec = parse(ItemSpec, content, str(path))
     config_dir = next(p.parent for p in path.parents if p.name == "experiments")
-    data = _named(item.data, config_dir / "datasets.yaml", DataSpec)
-    model = _named(item.model, config_dir / "models.yaml", ModelSpec)
-    return item.model_copy(update={"data": data, "model": model})
+    is_grid = isinstance(content, dict) and "conditions" in content
+    item = parse(GridItemSpec if is_grid else ItemSpec, content, str(path))
+    entries = {"data": config_dir / "datasets.yaml", "model": config_dir / "models.yaml"}
+    return _resolved(item, entries)
+
+
+def _resolved(value: Any, files: Mapping[str, Path]) -> Any:
+    """A declaration with every name of a data set or model in it, at any depth, replaced by what it names."""
+    if isinstance(value, dict):
+        return {key: _resolved(part, files) for key, part in value.items()}
+    if not isinstance(value, BaseModel):
+        return value
+    fields = {
+        "classifier": (files["data"], DataSpec),
+        "data": (files["data"], DataSpec),
+        "model": (files["model"], ModelSpec),
+    }
+    update = {}
+    for name in type(value).model_fields:
+        part = getattr(value, name)
+        resolved = _named(part, *fields[name]) if name in fields and isinstance(part, str) else _resolved(part, files)
+        if resolved is not part:
+            update[name] = resolved
+    return value.model_copy(update=update) if update else value
 
 
 def _is_exact(content: Any) -> bool:

@@ -1,4 +1,4 @@
-"""How much preferences disperse over a prompt, estimated from the reference model's token entropies.
+"""How much preferences disperse over a prompt: from the reference's token entropies, an ensemble's votes, or known.
 
 Arrays are numpy, one entry per pair. E is a normalised entropy in (0, 1); c = -phi_star log E is the dispersion
 weight (mean 1 on train, large where the model is sure); lambda = -log phi is the dispersion of the Mallows law.
@@ -75,6 +75,24 @@ def sequence_entropy(prompt_id: ArrayLike, logp: ArrayLike, tokens: ArrayLike, v
     nats = -np.bincount(inverse, weights=values) / np.bincount(inverse, weights=lengths)
     fractions = np.clip(nats / np.log(vocab_size), _CLAMP, 1 - _CLAMP)
     return dict(zip(prompts.tolist(), fractions.tolist(), strict=True))
+
+
+def vote_entropy(reward_margin: ArrayLike) -> Floats:
+    """Binary entropy of an ensemble's votes on each pair as a fraction of log 2, in [1e-6, 1 - 1e-6].
+
+    E = H(p) / log 2, p = (v + 1) / (K + 2): v of the K members give chosen the higher reward (ties half); one
+    pseudo-vote each way keeps E above 0 where all agree. Labels do not enter: H(p) = H(1 - p). ``reward_margin`` is
+    chosen - rejected reward [pairs, K].
+
+    Raises BadInput for margins that are not finite or not of this shape.
+    """
+    margins = np.asarray(reward_margin, dtype=float)
+    if margins.ndim != 2 or margins.shape[1] == 0:
+        raise BadInput(f"vote_entropy: reward margins of shape {margins.shape}; expected [pairs, members]")
+    _first_bad("reward_margin", margins.sum(axis=1), np.isfinite(margins).all(axis=1), "finite rewards")
+    votes = ((margins > 0) + 0.5 * (margins == 0)).sum(axis=1)
+    p = (votes + 1) / (margins.shape[1] + 2)
+    return np.clip(-(p * np.log2(p) + (1 - p) * np.log2(1 - p)), _CLAMP, 1 - _CLAMP)
 
 
 def phi_star(normalised_entropy_train: ArrayLike) -> float:

@@ -128,6 +128,24 @@ def longer_wins_fraction(chosen_tokens: ArrayLike, rejected_tokens: ArrayLike, g
     return float((decided > 0).mean()) if len(decided) else float("nan")
 
 
+def largest_subsample(
+    chosen_tokens: ArrayLike, rejected_tokens: ArrayLike, fraction: float, *, gap: float = 0.1
+) -> int:
+    """Most pairs, without repeats, among which the longer response can win in that fraction; 0 where none can be drawn.
+
+    floor(min(wins / fraction, losses / (1 - fraction))) of the pairs at least ``gap`` apart.
+
+    Raises BadInput when the fraction is not in [0, 1].
+
+    Source: 2405.19316, section 5: the size of D_{rho,b}.
+    """
+    if not 0 <= fraction <= 1:
+        raise BadInput(f"longer-wins fraction is {fraction}; expected a number from 0 to 1")
+    outcome = length_outcome(chosen_tokens, rejected_tokens, gap)
+    counts = (((outcome > 0).sum(), fraction), ((outcome < 0).sum(), 1 - fraction))
+    return math.floor(min(count / share for count, share in counts if share > 0) + 1e-9)
+
+
 def resample_longer_wins(
     chosen_tokens: ArrayLike,
     rejected_tokens: ArrayLike,
@@ -146,13 +164,10 @@ def resample_longer_wins(
 
     Source: 2405.19316, section 5: D_rho and D_{rho,b}.
     """
-    if not 0 <= fraction <= 1:
-        raise BadInput(f"longer-wins fraction is {fraction}; expected a number from 0 to 1")
+    largest = largest_subsample(chosen_tokens, rejected_tokens, fraction, gap=gap)
     outcome = length_outcome(chosen_tokens, rejected_tokens, gap)
     longer, shorter = np.flatnonzero(outcome > 0), np.flatnonzero(outcome < 0)
     have = f"{len(longer)} pairs where the longer response wins and {len(shorter)} where it loses"
-    bounds = [len(rows) / share for rows, share in ((longer, fraction), (shorter, 1 - fraction)) if share > 0]
-    largest = math.floor(min(bounds) + 1e-9)
     if largest < 1 or (size is not None and not 1 <= size <= largest):
         wanted = "any subsample" if size is None else f"{size} pairs"
         raise BadInput(f"no way to draw {wanted} with longer-wins fraction {fraction}: at most {largest} from {have}")

@@ -139,8 +139,8 @@ class _PairObjective:
         return [str(self.pair_ids[row]) for row in rows]
 
     def _both(self, rows: Sequence[int]) -> tuple[list, list]:
-        """Prompts twice, and all chosen before all rejected responses, for one forward pass."""
-        return _take(self.prompt_ids, rows) * 2, _take(self.chosen_ids, rows) + _take(self.rejected_ids, rows)
+        """Prompts, and all chosen before all rejected responses, for one forward pass."""
+        return _take(self.prompt_ids, rows), _take(self.chosen_ids, rows) + _take(self.rejected_ids, rows)
 
 
 class RewardObjective(_PairObjective):
@@ -235,6 +235,8 @@ class PolicyObjective(_PairObjective):
             "margin": margin.sum(),
             "chosen_logp": batch.chosen_logp.detach().sum(),
             "rejected_logp": batch.rejected_logp.detach().sum(),
+            **self._reference_sums(batch),
+            **self._member_counts(batch),
         }
         if self.regulariser is not None:
             term = self._penalty_sum(model, len(rows), moment)
@@ -272,6 +274,25 @@ class PolicyObjective(_PairObjective):
         for at, response in enumerate(values):
             out[at, : len(response)] = response
         return torch.as_tensor(out, dtype=dtype, device=device)
+
+    @staticmethod
+    def _reference_sums(batch: PairBatch) -> Sums:
+        """log policy - log reference of either response, summed over pairs; nothing where no reference is known."""
+        if batch.ref_chosen_logp is None:
+            return {}
+        return {
+            "chosen_log_ratio": (batch.chosen_logp.detach() - batch.ref_chosen_logp).sum(),
+            "rejected_log_ratio": (batch.rejected_logp.detach() - batch.ref_rejected_logp).sum(),
+        }
+
+    def _member_counts(self, batch: PairBatch) -> Sums:
+        """Pairs matched to each ensemble member; nothing for losses that match none."""
+        if self.pair_loss.member is None:
+            return {}
+        with torch.no_grad():
+            members = self.pair_loss.member(batch, **self.loss_params)
+        counts = torch.bincount(members, minlength=batch.reward_margin.shape[1])
+        return {f"member_{k}": count for k, count in enumerate(counts)}
 
     def _penalty_sum(self, model: PreTrainedModel, count: int, moment: Moment) -> Tensor:
         samples = self.regulariser

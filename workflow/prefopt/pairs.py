@@ -44,11 +44,16 @@ def digest63(value: Any) -> int:
 
 
 def split_of(prompt_id: int, splits: SplitSpec, split_seed: int) -> str:
-    """The split of a prompt: u = 53 bits of sha256([split_seed, prompt_id]) in [0, 1) against the cumulative shares."""
+    """The split of a prompt: u = 53 bits of sha256([split_seed, prompt_id]) in [0, 1) against the cumulative shares.
+
+    In the order train, judge, validation, test: a share for validation takes prompts from test alone.
+    """
     u = (digest63([split_seed, prompt_id]) >> 10) / 2**53
     if u < splits.train:
         return "train"
-    return "judge" if u < splits.train + splits.judge else "test"
+    if u < splits.train + splits.judge:
+        return "judge"
+    return "validation" if u < splits.train + splits.judge + splits.validation else "test"
 
 
 # --- the table ------------------------------------------------------------------------------------------------------

@@ -12,9 +12,9 @@ from typing import Any
 from prefopt.artifacts import Node, write_json
 from prefopt.config import item_files, load_config, load_item
 from prefopt.errors import BadInput, nearest
-from prefopt.losses import COMPOSITIONS, get_loss
-from prefopt.sources import data_identity, model_identity
-from prefopt.specs import ArmSpec, Config, EnsembleSpec, ExactItemSpec, ItemSpec, SamplingSpec, ScratchModel
+from prefopt.plan_grids import GridPlanner
+from prefopt.plan_items import ItemPlanner
+from prefopt.specs import Config, ExactItemSpec, GridItemSpec, ItemSpec
 from prefopt.studies import get_study
 
 # Part of every id: raised when the meaning of a stage's output changes, so that old results are not taken for new ones.
@@ -30,6 +30,8 @@ STAGE_VERSIONS = {
     "rewards": 1,
     "ensemble": 1,
     "policy": 1,
+    "classifier": 1,
+    "trials": 1,
     "generations": 1,
     "judgements": 1,
     "metrics": 1,
@@ -114,11 +116,13 @@ def load_plan(config_file: Path, overrides: Mapping[str, Any] | None = None) -> 
     return plan
 
 
-def plan_item(plan: Plan, item: ItemSpec | ExactItemSpec, data_root: Path) -> Node:
+def plan_item(plan: Plan, item: ItemSpec | GridItemSpec | ExactItemSpec, data_root: Path) -> Node:
     """Plan one paper item down to its data, or to its study; returns the item's node."""
     if isinstance(item, ExactItemSpec):
         return _plan_exact(plan, item)
-    return _ItemPlanner(plan, item, data_root).item_node()
+    if isinstance(item, GridItemSpec):
+        return GridPlanner(plan, item, data_root).item_node()
+    return ItemPlanner(plan, item, data_root).item_node()
 
 
 def _plan_exact(plan: Plan, item: ExactItemSpec) -> Node:
@@ -131,197 +135,3 @@ def _plan_exact(plan: Plan, item: ExactItemSpec) -> Node:
         "expect": [row.model_dump() for row in item.expect],
     }
     return plan.add(f"papers/{item.item.paper}", item.item.name, spec, parents)
-
-
-def resolve_arm(arm: ArmSpec) -> tuple[str, dict[str, Any], dict[str, Any] | None, frozenset[str]]:
-    """Loss name, parameters, regulariser and needs of an arm; a composition such as ``e_dpo`` is spelled out here.
-
-    Raises BadInput for an unknown loss, an unknown or missing parameter, or a need that nothing can meet.
-    """
-    name, regulariser = arm.loss.name, arm.regulariser.model_dump() if arm.regulariser else None
-    if name in COMPOSITIONS:
-        name, default = COMPOSITIONS[name]
-        regulariser = regulariser or dict(default) or None
-    loss = get_loss(name)
-    loss.check_params(arm.loss.params)
-    needs = loss.needs | ({"reference_samples"} if regulariser else set())
-    return name, arm.loss.params, regulariser, frozenset(needs)
-
-
-def _check_lengths(item: ItemSpec) -> None:
-    """Refuse, before anything runs, texts longer than the positions of a model from scratch."""
-    if not isinstance(item.model, ScratchModel):
-        return
-    longest = item.tokens.max_length
-    for sampling in (item.evaluate.sampling, *([item.samples] if item.samples else [])):
-        longest = max(longest, item.tokens.max_prompt_tokens + sampling.max_new_tokens)
-    if longest > item.model.max_positions:
-        raise BadInput(
-            f"texts of up to {longest} tokens (tokens.max_length, or a prompt with max_new_tokens), but the model has "
-            f"max_positions {item.model.max_positions}; lower the former or raise the latter"
-        )
-
-
-class _ItemPlanner:
-    """Builds the nodes of one item, from its data up."""
-
-    def __init__(self, plan: Plan, item: ItemSpec, data_root: Path) -> None:
-        self.plan, self.item = plan, item
-        _check_lengths(item)
-        data_spec, data_execution, name = data_identity(item.data, data_root)
-        self.world = data_spec["source"]["kind"] == "world"
-        self.pairs = plan.add("pairs", name, data_spec, execution=data_execution)
-        model_spec, model_execution, name = model_identity(item.model, data_root)
-        scratch = {"pairs": self.pairs} if model_spec["kind"] == "scratch" else {}
-        self.base = plan.add("base", name, model_spec, scratch, model_execution)
-        tokens_spec = item.tokens.model_dump()
-        self.tokens = plan.add("tokens", self.pairs.name, tokens_spec, {"pairs": self.pairs, "base": self.base})
-        self.model = self._sft()
-        precision = {"precision": item.policy.precision}
-        self.reference = plan.add("reference", self.model.name, precision, {"tokens": self.tokens, "model": self.model})
-
-    def _sft(self) -> Node:
-        if self.item.sft is None:
-            return self.base
-        spec = self.item.sft.model_dump()
-        return self.plan.add("sft", f"sft-s{spec['seed']}", spec, {"tokens": self.tokens, "base": self.base})
-
-    def _members(self, ensemble: EnsembleSpec) -> list[Node]:
-        nodes = []
-        for k, seed in enumerate(ensemble.seeds or range(ensemble.members)):
-            bias = ensemble.longer_wins[k] if ensemble.longer_wins else None
-            spec = {
-                "train": ensemble.train.model_dump(),
-                "split": ensemble.split,
-                "subset": ensemble.subset,
-                "longer_wins": bias,
-                "seeds": {"init": seed, "order": seed, "subset": seed},
-            }
-            name = f"{ensemble.split}-b{bias:g}-s{seed}" if bias is not None else f"{ensemble.split}-s{seed}"
-            nodes.append(self.plan.add("reward", name, spec, {"tokens": self.tokens, "model": self.model}))
-        return nodes
-
-    def _ensemble(self, name: str) -> Node:
-        scores = {
-            f"member{k}": self.plan.add("rewards", member.name, {}, {"tokens": self.tokens, "reward": member})
-            for k, member in enumerate(self._members(self.item.rewards[name]))
-        }
-        return self.plan.add("ensemble", f"{name}-k{len(scores)}", {}, {"tokens": self.tokens, **scores})
-
-    def _signals(self, arm_name: str, arm: ArmSpec, needs: frozenset[str]) -> dict[str, Node]:
-        parents = {"tokens": self.tokens, "model": self.model}
-        if "reference" in needs:
-            parents["reference"] = self.reference
-        if "dispersion" in needs:
-            spec = arm.dispersion.model_dump()
-            if arm.dispersion.control != "shuffled":
-                spec["seed"] = None  # only the shuffled control draws
-            name = arm.dispersion.control or arm.dispersion.estimator
-            sources = {"tokens": self.tokens, "reference": self.reference}
-            if arm.dispersion.samples is not None:
-                sources["samples"] = self._samples(arm_name, "all", arm.dispersion.samples)
-            parents["dispersion"] = self.plan.add("dispersion", name, spec, sources)
-        if "rewards" in needs:
-            parents["rewards"] = self._ensemble(self._rewards_of(arm_name, arm))
-        if "reference_samples" in needs:
-            parents["samples"] = self._samples(arm_name, "train", 1)
-        return parents
-
-    def _samples(self, arm_name: str, split: str, per_prompt: int) -> Node:
-        if self.item.samples is None:
-            raise BadInput(f"arms.{arm_name}: needs reference samples; declare 'samples' in the item")
-        if (self.item.samples.temperature, self.item.samples.top_p) != (1.0, 1.0):
-            raise BadInput(
-                "samples: KL and entropy are estimated from the reference itself; set temperature and top_p to 1"
-            )
-        spec = {"sampling": self.item.samples.model_dump(), "split": split, "per_prompt": per_prompt}
-        name = f"{self.model.name}-{split}"
-        return self.plan.add("samples", name, spec, {"tokens": self.tokens, "model": self.model})
-
-    def _rewards_of(self, arm_name: str, arm: ArmSpec) -> str:
-        declared = self.item.rewards
-        if arm.rewards is None and len(declared) == 1:
-            return next(iter(declared))
-        if arm.rewards is None:
-            raise BadInput(f"arms.{arm_name}: its loss needs reward models; set 'rewards' to one of {sorted(declared)}")
-        if arm.rewards not in declared:
-            raise BadInput(f"arms.{arm_name}.rewards: no ensemble '{arm.rewards}'; {nearest(arm.rewards, declared)}")
-        return arm.rewards
-
-    def _policy(self, arm_name: str, seed: int) -> Node:
-        arm = self.item.arms[arm_name]
-        try:
-            loss, params, regulariser, needs = resolve_arm(arm)
-        except BadInput as error:
-            raise BadInput(f"arms.{arm_name}.loss: {error}") from None
-        spec = {
-            "loss": {"name": loss, "params": params},
-            "regulariser": regulariser,
-            "train": (arm.train or self.item.policy).model_dump(),
-            "seed": seed,
-        }
-        name = f"{arm.loss.name}-s{seed}"
-        return self.plan.add("policy", name, spec, self._signals(arm_name, arm, needs))
-
-    def _generations(self, model: Node, sampling: SamplingSpec) -> Node:
-        spec = {"prompts": self.item.evaluate.prompts, "sampling": sampling.model_dump()}
-        parents = {"pairs": self.pairs, "tokens": self.tokens, "model": model}
-        return self.plan.add("generations", model.name, spec, parents)
-
-    def _judge(self) -> tuple[dict[str, Any], dict[str, Node]]:
-        judge = self.item.evaluate.judge
-        if isinstance(judge, EnsembleSpec):
-            if judge.split != "judge":
-                raise BadInput("evaluate.judge: a held-out judge trains on 'split: judge', which no learner sees")
-            if self.item.data.splits.judge == 0:
-                raise BadInput("evaluate.judge: the data's 'splits' give the judge no share")
-            return {"judge": "reward_model"}, {f"judge{k}": m for k, m in enumerate(self._members(judge))}
-        if not self.world:
-            raise BadInput("evaluate.judge: the oracle exists for the demo world only; declare a reward-model judge")
-        return {"judge": "oracle"}, {}
-
-    def item_node(self) -> Node:
-        """Policies, evaluations and the item over all arms and seeds."""
-        item = self.item
-        against = item.evaluate.against
-        if against != "reference" and against not in item.arms:
-            raise BadInput(f"evaluate.against: no arm '{against}'; {nearest(against, [*item.arms, 'reference'])}")
-        self._check_claims()
-        judge_spec, judge_parents = self._judge()
-        sampling = item.evaluate.sampling
-        parents: dict[str, Node] = {"pairs": self.pairs, "tokens": self.tokens, "reference": self.reference}
-        for seed in item.seeds:
-            seeded = sampling.model_copy(update={"seed": sampling.seed + seed})
-            policies = {arm: self._policy(arm, seed) for arm in item.arms}
-            baseline_model = self.model if against == "reference" else policies[against]
-            baseline = self._generations(baseline_model, sampling if against == "reference" else seeded)
-            for arm, policy in policies.items():
-                parents[f"policy.{arm}.{seed}"] = policy
-                if arm == against:
-                    parents[f"generations.{arm}.{seed}"] = baseline
-                    continue
-                generations = self._generations(policy, seeded)
-                parents[f"generations.{arm}.{seed}"] = generations
-                judgements = self.plan.add(
-                    "judgements",
-                    policy.name,
-                    judge_spec,
-                    {"pairs": self.pairs, "generations": generations, "baseline": baseline, **judge_parents},
-                )
-                parents[f"metrics.{arm}.{seed}"] = self.plan.add("metrics", policy.name, {}, {"judgements": judgements})
-            parents[f"baseline.{seed}"] = baseline
-        spec = {
-            "item": item.item.model_dump(),
-            "arms": {name: arm.loss.model_dump() for name, arm in item.arms.items()},
-            "seeds": item.seeds,
-            "against": against,
-            "expect": [row.model_dump() for row in item.expect],
-        }
-        return self.plan.add(f"papers/{item.item.paper}", item.item.name, spec, parents)
-
-    def _check_claims(self) -> None:
-        known = [*self.item.arms, "reference"]
-        for row in self.item.expect:
-            for name in (row.arm, row.than):
-                if isinstance(name, str) and name not in known:
-                    raise BadInput(f"expect: no arm '{name}'; {nearest(name, known)}")

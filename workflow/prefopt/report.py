@@ -10,12 +10,14 @@ from typing import Any
 
 from prefopt import exact, figures, items
 from prefopt.artifacts import MANIFEST, read_json, read_lines, read_rows, read_table
+from prefopt.grids import pages
 
 NOT_MADE = "not made yet"
 SAMPLE_PROMPTS = 3
+LISTED = 60  # artifacts that a list names before it says how many more there are
 VERDICT_MEANINGS = {
     items.REPRODUCED: "direction and reported number hold; possible at the papers' own scale and for exact items only",
-    items.DIRECTION_ONLY: "the difference lies above 0 with its whole interval; numbers are not compared",
+    items.DIRECTION_ONLY: "the whole interval lies on the side that the claim names; numbers are not compared",
     items.NOT_REPRODUCED: "the interval reaches 0 or lies on the other side; of an exact item: the number is off",
     items.NOT_RUN: "an arm of the claim has no finished run",
     items.NO_CLAIM: "the item declares nothing to check",
@@ -47,12 +49,19 @@ def _collect_item(results: Path, ref: str, artifacts: dict[str, dict[str, Any]],
     item = read_json(results / ref / "item.json")
     parents = {role: parent for role, parent in artifacts[ref]["parents"].items() if parent in artifacts}
     found = {"ref": ref, "item": item, "reachable": reachable}
-    if item["scale"] == "exact":
+    if _kind(item) == "exact":
         return found | _study(results, ref, parents.get("study"), artifacts)
+    if _kind(item) == "grid":
+        return found | pages.collect_pages(results, ref, item, artifacts)
     return found | {
         "curves": _curves(results, item, parents),
         "samples": _samples(results, item, parents),
     }
+
+
+def _kind(item: Mapping[str, Any]) -> str:
+    """exact, grid or arms: which of the three forms the item's content has."""
+    return "exact" if item["scale"] == "exact" else item.get("kind", "arms")
 
 
 def _study(results: Path, item_ref: str, ref: str | None, artifacts: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,7 +190,8 @@ def render_report(data: Mapping[str, Any]) -> str:
         ensembles=_of_stage(artifacts, "ensemble"),
         dispersions=_of_stage(artifacts, "dispersion"),
         histogram=_histogram(data["dispersion"], artifacts),
-        absent=data["absent"],
+        absent=_by_stage(data["absent"]),
+        listed=LISTED,
     )
 
 
@@ -195,17 +205,27 @@ def _section(entry: Mapping[str, Any], artifacts: Mapping[str, Mapping[str, Any]
     base = {"ref": entry["ref"], "anchor": f"item-{number}", "item": item, "verdict": _verdict(entry)}
     if item is None:
         return base
-    by_stage: dict[str, list[str]] = {}
-    for ref in entry["reachable"]:
-        by_stage.setdefault(ref.rsplit("/", 1)[0], []).append(ref)
-    is_exact = item["scale"] == "exact"
+    kind = _kind(item)
+    parts = {"exact": _exact_parts, "grid": _grid_parts, "arms": _arm_parts}[kind]
     return base | {
         "target": f"{item['paper']}/{item['name']}",
-        "exact": is_exact,
-        "by_stage": by_stage,
+        "kind": kind,
+        "by_stage": _by_stage(entry["reachable"]),
         "cost": cost(artifacts[ref] for ref in entry["reachable"]),
-        **(_exact_parts(entry, number) if is_exact else _arm_parts(entry, number)),
+        **parts(entry, number),
     }
+
+
+def _by_stage(refs: Iterable[str]) -> dict[str, list[str]]:
+    stages: dict[str, list[str]] = {}
+    for ref in refs:
+        stages.setdefault(ref.rsplit("/", 1)[0], []).append(ref)
+    return stages
+
+
+def _grid_parts(entry: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """What only a grid item has: figures, the table of points, samples."""
+    return pages.grid_parts(entry, lambda svg, label, name: _figure(svg, label, f"grid{number}-{_slug(name)}"))
 
 
 def _arm_parts(entry: Mapping[str, Any], number: int) -> dict[str, Any]:

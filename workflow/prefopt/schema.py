@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from prefopt.losses import COMPOSITIONS, LOSSES
-from prefopt.specs import Config, DataSpec, ExactItemSpec, ItemSpec, ModelSpec
+from prefopt.specs import Config, DataSpec, ExactItemSpec, GridItemSpec, ItemSpec, ModelSpec
 from prefopt.studies import STUDIES
 
 
@@ -24,9 +24,10 @@ def schemas() -> dict[str, str]:
 
 
 def _item_schema() -> dict[str, Any]:
-    """An exact item where a study is declared, else an item with arms: either one with its own error messages."""
-    schema = TypeAdapter(ItemSpec | ExactItemSpec).json_schema()
+    """An exact item where a study is declared, a grid where conditions are, else an item: each with its own errors."""
+    schema = TypeAdapter(ItemSpec | GridItemSpec | ExactItemSpec).json_schema()
     schema["$defs"]["LossSpec"]["properties"]["name"]["enum"] = [*LOSSES, *COMPOSITIONS]
     schema["$defs"]["StudySpec"]["properties"]["name"]["enum"] = [*STUDIES]
-    exact, item = ({"$ref": f"#/$defs/{model.__name__}"} for model in (ExactItemSpec, ItemSpec))
-    return {"$defs": schema["$defs"], "if": {"required": ["study"]}, "then": exact, "else": item}
+    exact, grid, item = ({"$ref": f"#/$defs/{model.__name__}"} for model in (ExactItemSpec, GridItemSpec, ItemSpec))
+    arms = {"if": {"required": ["conditions"]}, "then": grid, "else": item}
+    return {"$defs": schema["$defs"], "if": {"required": ["study"]}, "then": exact, "else": arms}

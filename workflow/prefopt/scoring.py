@@ -10,15 +10,19 @@ from weakref import WeakKeyDictionary
 
 from prefopt.lazy import LazyModule
 from prefopt.models import score_head
+from prefopt.packing import Ids, Rows, attention_for, pack, packs, pad
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+    from torch.nn import functional as F
     from transformers import PreTrainedModel
 else:
     torch = LazyModule("torch")
+    F = LazyModule("torch.nn.functional")
 
-Ids = Sequence[Sequence[int]]
+_SMALL_LOGITS = 1 << 21  # positions x vocabulary that are kept for the backward pass and not computed again
+_CHUNK_TOKENS = 1024
 
 _log = logging.getLogger(__name__)
 _linear: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
@@ -39,20 +43,6 @@ class ResponseScores:
     mask: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class _Padded:
-    """Right-padded sequences, and for every response token in row order where it is predicted and where it belongs."""
-
-    ids: Tensor  # [N, L]
-    attention: Tensor  # [N, L]
-    lengths: Tensor  # [N] prompt + response
-    tokens: Tensor  # [N] response
-    mask: Tensor  # [N, T] 1 on response tokens
-    row: Tensor  # [R] R = sum of tokens
-    position: Tensor  # [R] in the sequence, of the token before
-    target: Tensor  # [R] the token itself
-
-
 def response_scores(
     model: PreTrainedModel,
     prompt_ids: Ids,
@@ -60,33 +50,37 @@ def response_scores(
     *,
     entropy: bool = False,
     token_level: bool = False,
-    chunk_tokens: int = 1024,
+    chunk_tokens: int | None = None,
 ) -> ResponseScores:
     """Sum over response tokens of log pi(token | what stands before it) [N], with gradient where gradients are on.
 
-    The body runs once on all rows. Head and log-softmax run in fp32 on the response positions alone, chunk_tokens at a
-    time, and again in the backward pass: [N, L, V] logits never exist, except for models whose logits are not
-    head(body). entropy is the mean over response tokens of -sum_v p log p. Raises ValueError for an empty prompt
-    or response.
+    Row i has prompt i modulo their number, so chosen + rejected responses need their prompts once. The body runs once,
+    on packed rows, or on padded ones where the model cannot pack. Head and log-softmax run in fp32 on the response
+    positions alone, chunk_tokens at a time, and again in the backward pass; where chunk_tokens is not given and the
+    logits of these positions are few, they are kept. [N, L, V] logits never exist, except for models whose logits are
+    not head(body). entropy is the mean over response tokens of -sum_v p log p. Raises ValueError for an empty prompt
+    or response, and where the number of responses is no multiple of that of prompts.
     """
-    padded = _pad(prompt_ids, response_ids, model.device)
-    logp, nats = _token_values(model, padded, entropy, chunk_tokens)
-    token_logp = _by_row(logp, padded.mask)
+    rows = _layout(model, prompt_ids, response_ids)
+    logp, nats = _token_values(model, rows, entropy, chunk_tokens)
+    token_logp = _by_row(logp, rows.mask)
     return ResponseScores(
         logp=token_logp.sum(dim=1),
-        tokens=padded.tokens,
-        entropy=_by_row(nats, padded.mask).sum(dim=1) / padded.tokens if nats is not None else None,
+        tokens=rows.tokens,
+        entropy=_by_row(nats, rows.mask).sum(dim=1) / rows.tokens if nats is not None else None,
         token_logp=token_logp if token_level else None,
-        mask=padded.mask if token_level else None,
+        mask=rows.mask if token_level else None,
     )
 
 
 def reward_scores(model: PreTrainedModel, prompt_ids: Ids, response_ids: Ids) -> Tensor:
-    """Score head at the last token of each response [N]; independent of padding and of the pad token."""
-    padded = _pad(prompt_ids, response_ids, model.device)
-    hidden = _body(model, padded)
-    last = hidden[torch.arange(len(padded.lengths), device=hidden.device), padded.lengths - 1]
-    return _project(score_head(model)[1], last).squeeze(-1)
+    """Score head at the last token of each response [N]; independent of padding and of the pad token.
+
+    Rows, prompts and errors are as in ``response_scores``.
+    """
+    head = score_head(model)[1]
+    rows = _layout(model, prompt_ids, response_ids)
+    return _project(head, _at(rows.last, _body(model, rows))).squeeze(-1)
 
 
 def length_batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
@@ -136,33 +130,19 @@ def _probe(model: PreTrainedModel) -> bool:
     )
 
 
-def _pad(prompt_ids: Ids, response_ids: Ids, device: torch.device) -> _Padded:
-    for row, (prompt, response) in enumerate(zip(prompt_ids, response_ids, strict=True)):
-        if len(prompt) == 0 or len(response) == 0:
-            raise ValueError(f"row {row}: {len(prompt)} prompt and {len(response)} response tokens; both need one")
-    rows = [torch.tensor([*p, *r]) for p, r in zip(prompt_ids, response_ids, strict=True)]
-    starts = torch.tensor([len(p) for p in prompt_ids])
-    tokens = torch.tensor([len(r) for r in response_ids])
-    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    lengths = starts + tokens
-    place = torch.arange(ids.shape[1])
-    row, position = ((place >= starts[:, None]) & (place < lengths[:, None])).nonzero(as_tuple=True)
-    tensors = {
-        "ids": ids,
-        "attention": (place < lengths[:, None]).long(),
-        "lengths": lengths,
-        "tokens": tokens,
-        "mask": torch.arange(int(tokens.max())) < tokens[:, None],
-        "row": row,
-        "position": position - 1,
-        "target": ids[row, position],
-    }
-    return _Padded(**{name: value.to(device) for name, value in tensors.items()})
+def _layout(model: PreTrainedModel, prompt_ids: Ids, response_ids: Ids) -> Rows:
+    return (pack if packs(model) else pad)(prompt_ids, response_ids, model.device)
 
 
-def _body(model: PreTrainedModel, padded: _Padded) -> Tensor:
-    """Last hidden states [N, L, H]."""
-    return model.base_model(input_ids=padded.ids, attention_mask=padded.attention, use_cache=False)[0]
+def _body(model: PreTrainedModel, rows: Rows) -> Tensor:
+    """Last hidden states of all tokens, end to end [B * L, H]."""
+    with attention_for(model, rows):
+        return model.base_model(**rows.inputs, use_cache=False)[0].flatten(0, 1)
+
+
+def _at(places: Tensor, values: Tensor) -> Tensor:
+    """values[places], [P, H]; an embedding's backward pass is the fast and repeatable one."""
+    return F.embedding(places, values)
 
 
 def _project(head: nn.Linear, hidden: Tensor) -> Tensor:
@@ -175,21 +155,26 @@ def _at_least_fp32(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def _token_values(model: PreTrainedModel, padded: _Padded, entropy: bool, chunk: int) -> tuple[Tensor, Tensor | None]:
+def _token_values(model: PreTrainedModel, rows: Rows, entropy: bool, chunk: int | None) -> tuple[Tensor, Tensor | None]:
     """Log-probability [R] and, if wanted, entropy of the predicting distribution [R] for every response token."""
     if not projects_linearly(model):
-        logits = model(input_ids=padded.ids, attention_mask=padded.attention, use_cache=False).logits
-        return _log_softmax_values(_at_least_fp32(logits[padded.row, padded.position]), padded.target, entropy)
-    from torch.utils.checkpoint import checkpoint
+        with attention_for(model, rows):
+            logits = model(**rows.inputs, use_cache=False).logits.flatten(0, 1)
+        return _log_softmax_values(_at_least_fp32(_at(rows.before, logits)), rows.target, entropy)
 
-    hidden = _body(model, padded)[padded.row, padded.position]
+    hidden = _at(rows.before, _body(model, rows))
     head = model.get_output_embeddings()
 
     def values(part: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
         return _log_softmax_values(_project(head, part), target, entropy)
 
+    if chunk is None and len(hidden) * head.out_features <= _SMALL_LOGITS:
+        return values(hidden, rows.target)
+    chunk = chunk or _CHUNK_TOKENS
+    from torch.utils.checkpoint import checkpoint
+
     parts = []
-    for part, target in zip(hidden.split(chunk), padded.target.split(chunk), strict=True):
+    for part, target in zip(hidden.split(chunk), rows.target.split(chunk), strict=True):
         if torch.is_grad_enabled():
             done = checkpoint(values, part, target, use_reentrant=False, preserve_rng_state=False)
         else:
@@ -201,7 +186,7 @@ def _token_values(model: PreTrainedModel, padded: _Padded, entropy: bool, chunk:
 
 def _log_softmax_values(logits: Tensor, target: Tensor, entropy: bool) -> tuple[Tensor, Tensor | None]:
     logp = logits.log_softmax(dim=-1)
-    chosen = logp.gather(-1, target[:, None]).squeeze(-1)
+    chosen = -F.nll_loss(logp, target, reduction="none")  # its backward pass is faster than that of gather
     if not entropy:
         return chosen, None
     finite = logp.clamp(min=torch.finfo(logp.dtype).min)  # 0 log 0 = 0 for tokens a model rules out with -inf

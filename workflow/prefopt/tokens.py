@@ -122,11 +122,19 @@ def response_ids(tokenizer: PreTrainedTokenizerBase, text: str, template: Style)
 
 def response_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     """The text of a response: up to its first end token, white space at both ends removed."""
+    return response_texts(tokenizer, [ids])[0]
+
+
+def response_texts(tokenizer: PreTrainedTokenizerBase, responses: Sequence[Sequence[int]]) -> list[str]:
+    """``response_text`` of many responses: what ends them is looked up once, since that renders the chat template."""
     ends = {tokenizer.eos_token_id}
     if tokenizer.chat_template:
         ends.add(end_ids(tokenizer, "chat")[-1])
-    stop = next((place for place, token in enumerate(ids) if int(token) in ends), len(ids))
-    return tokenizer.decode([int(token) for token in ids[:stop]], skip_special_tokens=True).strip()
+    texts = []
+    for ids in responses:
+        stop = next((place for place, token in enumerate(ids) if int(token) in ends), len(ids))
+        texts.append(tokenizer.decode([int(token) for token in ids[:stop]], skip_special_tokens=True).strip())
+    return texts
 
 
 def style_of(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], template: Style) -> Style:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "prefopt"
-TRAINING_STAGES = ("sft", "reward", "policy")
+TRAINING_STAGES = ("sft", "reward", "policy", "trials")
 ARTIFACT_TAG = "prefopt.artifact_id"
 DIGEST_TAG = "prefopt.digest"
 
@@ -164,6 +164,8 @@ def _evaluations(results: Path, manifests: Mapping[str, Mapping[str, Any]]) -> d
         if manifest["stage"].split("/")[0] != "papers":
             continue
         item = read_json(results / ref / "item.json")
+        if item.get("kind") == "grid":  # a trial holds its own evaluation
+            continue
         _, end = _times(manifest)
         for arm in item.get("arms", {}).values():
             for run in arm["seeds"].values():
@@ -189,6 +191,8 @@ def _item_points(item: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[P
     _, end = _times(manifest)
     if item["scale"] == "exact":
         return _final_points(_exact_values(item), end, 0)
+    if item.get("kind") == "grid":
+        return _final_points(_grid_values(item), end, 0)
     values = {
         f"{arm}/{metric}": numbers
         for arm, found in item["arms"].items()
@@ -196,6 +200,13 @@ def _item_points(item: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[P
     }
     values |= {f"claim{n}/difference": row["difference"] or {} for n, row in enumerate(item["expect"], start=1)}
     return _final_points(values, end, 0)
+
+
+def _grid_values(item: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics of every arm's selected points by condition and set, and the differences of the claims."""
+    selected = [point for point in item["points"] if point["selected"]]
+    values = {f"{p['condition']}/{p['arm']}": p["sets"] for p in selected}
+    return values | {f"claim{n}/difference": row["difference"] or {} for n, row in enumerate(item["expect"], start=1)}
 
 
 def _exact_values(item: Mapping[str, Any]) -> dict[str, Any]:

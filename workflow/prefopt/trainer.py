@@ -7,7 +7,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from prefopt.errors import BadInput, FailedCheck, TryAgain
 from prefopt.lazy import LazyModule
 from prefopt.models import set_precision
 from prefopt.objectives import Moment, Objective, rows_of_stream
+from prefopt.packing import packs
 from prefopt.progress import Progress
 
 if TYPE_CHECKING:
@@ -34,7 +35,20 @@ Metrics = dict[str, float]
 
 _NAMES_SHOWN = 16
 _CPU_TOKENS = 1024  # a CPU gains nothing from larger pieces, and they are padded to their longest row
+_CPU_TOKENS_PACKED = 2048  # without padding, fewer calls count for more
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Visits:
+    """``call(model, step)`` after that many optimiser steps, 0 = before the first; the model must be left as it is.
+
+    A visit comes before the checkpoint of its step. A resumed run repeats the visit of the step that it resumes at, and
+    none of an earlier step.
+    """
+
+    steps: Collection[int]
+    call: Callable[[PreTrainedModel, int], None]
 
 
 @dataclass(frozen=True)
@@ -110,13 +124,15 @@ def train(
     checkpoint_steps: int,
     device: str,
     on_metrics: Callable[[Metrics], None] | None = None,
+    visits: Visits | None = None,
     progress: bool = True,
 ) -> TrainResult:
     """Optimise ``model`` in place; a run that was cut off goes on from the newest checkpoint in ``state_dir``.
 
     A step's loss is the mean over the effective batch of spec.batch_size rows, however it is split into micro-batches.
-    A resumed run ends in the same weights and metrics as one that was not cut off. Raises TryAgain after SIGTERM
-    (state saved) or when memory runs out, FailedCheck where loss or gradient are not finite (no state saved).
+    A resumed run ends in the same weights and metrics as one that was not cut off, and ``visits`` change neither.
+    Raises TryAgain after SIGTERM (state saved) or when memory runs out, FailedCheck where loss or gradient are not
+    finite (no state saved).
     """
     if micro_batch < 1 or objective.size < 1:
         raise BadInput(f"{objective.size} rows to train on, in micro-batches of {micro_batch}; both must be 1 or more")
@@ -126,12 +142,14 @@ def train(
     with torch.random.fork_rng(devices=gpus), _termination() as terminated:
         torch.manual_seed(seed)
         run.resume()
+        run.visit(visits, gpus)
         with Progress(run.steps, "train", start=run.step, shown=progress) as bar:
             while run.step < run.steps:
                 metrics = run.advance()
                 if on_metrics is not None:
                     on_metrics(metrics)
                 bar.advance(f"loss {metrics['loss']:.4g}")
+                run.visit(visits, gpus)
                 if run.step < run.steps and (terminated.is_set() or run.step % checkpoint_steps == 0):
                     run.save()
                     if terminated.is_set():
@@ -166,9 +184,11 @@ class _Run:
     ) -> None:
         self.objective, self.spec, self.seed, self.state_dir = objective, spec, seed, state_dir
         self.micro_batch, self.device = micro_batch, device
-        self.tokens = _CPU_TOKENS if device == "cpu" and objective.divisible else None
         self.accelerator = _new_accelerator(device)
         self.model = set_precision(model.to(device), spec.precision).eval()  # eval: dropout off, gradients on
+        self.tokens = None
+        if device == "cpu" and objective.divisible:
+            self.tokens = _CPU_TOKENS_PACKED if packs(self.model) else _CPU_TOKENS
         self.optimizer = new_optimizer(self.model, spec)
         self.steps = total_steps(spec, objective.size)
         self.step, self.metrics, self.seconds = 0, [], 0.0
@@ -199,6 +219,13 @@ class _Run:
             "cuda_rng": torch.cuda.get_rng_state_all() if self.device == "cuda" else [],
         }
         save_checkpoint(self.state_dir, self.step, self.identity, state)
+
+    def visit(self, visits: Visits | None, gpus: Collection[int]) -> None:
+        """Show the model to the visitor that wants it at this step; random states are as before afterwards."""
+        if visits is None or self.step not in visits.steps:
+            return
+        with torch.random.fork_rng(devices=gpus), torch.no_grad():
+            visits.call(self.model, self.step)
 
     def advance(self) -> Metrics:
         """One optimiser step on the next effective batch."""

@@ -57,6 +57,28 @@ rule judge:
         "python -m prefopt judge --spec {input.spec:q} --device {resources.device} --micro-batch {resources.micro_batch} >> {log:q} 2>&1"
 
 
+rule train_classifier:
+    """Fit the sentiment classifier that judges answers, on pairs that no policy learns from."""
+    input:
+        spec=ancient(f"{RESULTS}/specs/classifier/{{id}}.json"),
+        pairs=ancient(parent("classifier", "pairs")),
+    output:
+        classifier=f"{RESULTS}/classifier/{{id}}/classifier.json",
+        manifest=f"{RESULTS}/classifier/{{id}}/manifest.json",
+    log:
+        f"{RESULTS}/logs/classifier/{{id}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/classifier/{{id}}.tsv"
+    conda:
+        "../../envs/prefopt.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(2),
+        runtime=minutes(10),
+    shell:
+        "python -m prefopt train-classifier --spec {input.spec:q} >> {log:q} 2>&1"
+
+
 rule win_rate:
     """Win rate and reward advantage with intervals over prompts."""
     input:

@@ -57,11 +57,12 @@ rule score_rewards:
 
 
 rule collect_ensemble:
-    """Join the members' scores on pair_id into K columns, with diagnostics."""
+    """Join the members' scores on pair_id into K columns, or take the oracle's one; with diagnostics."""
     input:
         spec=ancient(f"{RESULTS}/specs/ensemble/{{id}}.json"),
         tokens=ancient(parent("ensemble", "tokens")),
         members=ancient(parents("ensemble", "member")),
+        pairs=ancient(parent("ensemble", "pairs")),
     output:
         scores=f"{RESULTS}/ensemble/{{id}}/scores.parquet",
         diagnostics=f"{RESULTS}/ensemble/{{id}}/diagnostics.json",

@@ -85,12 +85,14 @@ rule sample_reference:
 
 
 rule estimate_dispersion:
-    """Prompt dispersion from the reference's token entropy; phi_star from the training set once."""
+    """Prompt dispersion from token entropies, an ensemble's votes or the raters; phi_star from the training set once."""
     input:
         spec=ancient(f"{RESULTS}/specs/dispersion/{{id}}.json"),
         tokens=ancient(parent("dispersion", "tokens")),
         reference=ancient(parent("dispersion", "reference")),
         samples=ancient(parent("dispersion", "samples")),
+        rewards=ancient(parent("dispersion", "rewards")),
+        pairs=ancient(parent("dispersion", "pairs")),
     output:
         dispersion=f"{RESULTS}/dispersion/{{id}}/dispersion.parquet",
         calibration=f"{RESULTS}/dispersion/{{id}}/calibration.json",

@@ -42,10 +42,12 @@ class Loss(_Entry):
     """A pair loss: ``fn(batch, *, beta, ...) -> Tensor [B]``, per pair and unreduced.
 
     ``couples_pairs`` marks the losses whose value for one pair depends on the other pairs of the batch, so that
-    splitting a batch changes them.
+    splitting a batch changes them. ``member(batch, **params) -> LongTensor [B]`` is there for the losses that match
+    one ensemble member per pair and says which, 0..K-1.
     """
 
     couples_pairs: bool = False
+    member: Callable[..., Tensor] | None = None
 
     def parameters(self) -> Mapping[str, inspect.Parameter]:
         """The keyword-only parameters of ``fn`` by name."""
@@ -113,16 +115,24 @@ def _checked(name: str, needs: frozenset[str], table: Mapping[str, Any]) -> None
 
 
 def loss(
-    name: str, *, needs: set[str] | frozenset[str] = frozenset(), paper: str, equation: str, couples_pairs: bool = False
+    name: str,
+    *,
+    needs: set[str] | frozenset[str] = frozenset(),
+    paper: str,
+    equation: str,
+    couples_pairs: bool = False,
+    member: Callable[..., Tensor] | None = None,
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Register ``fn(batch, *, beta, ...) -> Tensor [B]`` under a name; ``paper`` is an arXiv id.
+
+    ``member`` takes the same arguments and returns the ensemble member that each pair is matched to [B].
 
     Raises ValueError for a name that is taken or a need outside NEEDS.
     """
 
     def register(fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
         _checked(name, frozenset(needs), _losses)
-        _losses[name] = Loss(name, fn, frozenset(needs), paper, equation, couples_pairs)
+        _losses[name] = Loss(name, fn, frozenset(needs), paper, equation, couples_pairs, member)
         return fn
 
     return register

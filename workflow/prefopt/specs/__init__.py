@@ -8,6 +8,23 @@ from prefopt.specs.base import Closed, Count, Fraction, Name, Named, Positive, S
 from prefopt.specs.config import Config, ExecutionSpec
 from prefopt.specs.data import DataSpec, FilesSource, HubSource, ReaderName, SplitSpec, WorldSource
 from prefopt.specs.exact import ExactClaim, ExactHead, ExactItemSpec, NumberClaim, OrderClaim, StudySpec
+from prefopt.specs.grids import (
+    ClassifierJudgeSpec,
+    CompareClaim,
+    ConditionSpec,
+    EvaluationSet,
+    FrontierClaim,
+    GridArmSpec,
+    GridClaim,
+    GridEvaluateSpec,
+    GridItemSpec,
+    QuickSpec,
+    ReferenceSpec,
+    RewardJudgeSpec,
+    SelectSpec,
+    TrendClaim,
+    WeightsClaim,
+)
 from prefopt.specs.items import EvaluateSpec, ExpectSpec, ItemHead, ItemSpec
 from prefopt.specs.models import HubModel, LocalModel, ModelSpec, ScratchModel, TokenizerSpec, TokensSpec
 from prefopt.specs.training import (
@@ -24,13 +41,17 @@ from prefopt.specs.training import (
 
 __all__ = [
     "ArmSpec",
+    "ClassifierJudgeSpec",
     "Closed",
+    "CompareClaim",
+    "ConditionSpec",
     "Config",
     "Count",
     "DataSpec",
     "DispersionSpec",
     "EnsembleSpec",
     "EvaluateSpec",
+    "EvaluationSet",
     "ExactClaim",
     "ExactHead",
     "ExactItemSpec",
@@ -39,6 +60,11 @@ __all__ = [
     "FilesSource",
     "ForwardKlSpec",
     "Fraction",
+    "FrontierClaim",
+    "GridArmSpec",
+    "GridClaim",
+    "GridEvaluateSpec",
+    "GridItemSpec",
     "HubModel",
     "HubSource",
     "ItemHead",
@@ -51,17 +77,23 @@ __all__ = [
     "NumberClaim",
     "OrderClaim",
     "Positive",
+    "QuickSpec",
     "ReaderName",
+    "ReferenceSpec",
     "RegulariserSpec",
+    "RewardJudgeSpec",
     "SamplingSpec",
     "ScratchModel",
     "Seed",
+    "SelectSpec",
     "SftSpec",
     "SplitSpec",
     "StudySpec",
     "TokenizerSpec",
     "TokensSpec",
     "TrainSpec",
+    "TrendClaim",
+    "WeightsClaim",
     "WorldSource",
     "unique_seeds",
 ]

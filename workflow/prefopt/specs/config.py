@@ -24,4 +24,5 @@ class Config(Closed):
     items: list[str] = Field(min_length=1, description="paper/item names or patterns below config/experiments")
     results: str = "results"
     data_root: str = "."
+    full: bool = Field(False, description="grids in full, instead of what their 'quick' section names")
     execution: ExecutionSpec = ExecutionSpec()

@@ -19,7 +19,10 @@ class WorldSource(Closed):
     prompts: Count = 1500
     pairs: Count = 2000
     domain: Literal["home", "away"] = "home"
-    labels: Literal["mallows", "oracle"] = "mallows"
+    labels: Literal["mallows", "oracle", "polarity"] = Field(
+        "mallows",
+        description="who chooses: a rater, the true reward, or the more positive response (open prompts only)",
+    )
     candidates: Annotated[int, Field(ge=2, le=12)] = Field(6, description="responses that are ranked per prompt")
     closed_fraction: Fraction = Field(0.5, description="share of prompts with one right answer")
     phi_closed: Fraction = Field(0.2, description="dispersion of the raters on closed prompts")
@@ -50,16 +53,18 @@ class HubSource(Closed):
 
 
 class SplitSpec(Closed):
-    """Shares of prompts: learners see train, a held-out reward judge sees judge, evaluation sees test."""
+    """Shares of prompts: learners see train, a held-out judge judge; validation selects settings, test evaluates."""
 
     train: Fraction = 0.8
     judge: Fraction = 0.0
+    validation: Fraction = Field(0.0, description="taken from what test would be: train and judge stay as they are")
     test: Fraction = 0.2
 
     @model_validator(mode="after")
     def _sum_to_one(self) -> SplitSpec:
-        if abs(self.train + self.judge + self.test - 1.0) > 1e-9:
-            raise ValueError(f"shares sum to {self.train + self.judge + self.test:g}, they must sum to 1")
+        total = self.train + self.judge + self.validation + self.test
+        if abs(total - 1.0) > 1e-9:
+            raise ValueError(f"shares sum to {total:g}, they must sum to 1")
         if self.train == 0 or self.test == 0:
             raise ValueError("train and test must both have a share")
         return self

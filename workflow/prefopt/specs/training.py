@@ -38,13 +38,15 @@ class SftSpec(Closed):
 
 
 class EnsembleSpec(Closed):
-    """K reward models; each member has its own initialisation, data order and subset."""
+    """K reward models; each member has its own initialisation, data order and subset. Or the world's true reward."""
 
     members: int = Field(1, ge=1, description="K; longer_wins and seeds have one entry for each")
     seeds: list[Seed] | None = Field(None, description="one per member; default 0..K-1")
     subset: Annotated[float, Field(gt=0.0, le=1.0)] = Field(1.0, description="share of train pairs a member sees")
     longer_wins: list[Fraction] | None = Field(None, description="one bias b per member: D_rho,b of arXiv 2405.19316")
-    train: TrainSpec
+    equal_size: bool = Field(False, description="all subsamples D_rho,b get the size of the smallest")
+    oracle: bool = Field(False, description="no member is trained: one column, the demo world's true reward (a bound)")
+    train: TrainSpec | None = Field(None, description="of every member; none with oracle")
     split: Literal["train", "judge"] = "train"
 
     @model_validator(mode="after")
@@ -55,13 +57,27 @@ class EnsembleSpec(Closed):
                 raise ValueError(f"{len(self.seeds)} seeds for {self.members} members")
         if self.longer_wins is not None and len(self.longer_wins) != self.members:
             raise ValueError(f"{len(self.longer_wins)} values in longer_wins for {self.members} members")
+        if self.equal_size and self.longer_wins is None:
+            raise ValueError("equal_size is about the subsamples of longer_wins; give a bias for every member")
+        if not self.oracle and self.train is None:
+            raise ValueError("give 'train', how the members are trained")
+        return self
+
+    @model_validator(mode="after")
+    def _oracle_alone(self) -> EnsembleSpec:
+        beside = {"members": 1, "seeds": None, "subset": 1.0, "longer_wins": None, "train": None, "split": "train"}
+        given = [name for name, default in beside.items() if getattr(self, name) != default]
+        if self.oracle and given:
+            raise ValueError(f"the oracle is one member that is not trained; remove '{given[0]}'")
         return self
 
 
 class DispersionSpec(Closed):
     """The prompt-dispersion estimate of MallowsPO, and the controls that break it on purpose."""
 
-    estimator: Literal["token_entropy"] = "token_entropy"
+    estimator: Literal["token_entropy", "vote_entropy", "truth"] = Field(
+        "token_entropy", description="of the reference; of the votes of a reward ensemble; or the demo world's own phi"
+    )
     norm: Literal["per_response_mean", "sum_over_max_len", "mc_sequence"] = "per_response_mean"
     samples: Count | None = Field(None, description="reference samples per prompt, for mc_sequence and only there")
     phi_mapping: Literal["identity", "half"] = "identity"
@@ -72,6 +88,8 @@ class DispersionSpec(Closed):
     def _samples_where_drawn(self) -> DispersionSpec:
         if (self.norm == "mc_sequence") != (self.samples is not None):
             raise ValueError("norm mc_sequence needs 'samples' per prompt, and no other norm takes them")
+        if self.estimator != "token_entropy" and self.norm != "per_response_mean":
+            raise ValueError(f"norm '{self.norm}' is about token_entropy; the estimator {self.estimator} has no norm")
         return self
 
 

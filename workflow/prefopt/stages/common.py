@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +11,12 @@ from prefopt.errors import BadInput
 
 if TYPE_CHECKING:
     import pandas as pd
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from prefopt.models import Precision
     from prefopt.objectives import Objective
     from prefopt.stages import RunOptions
+    from prefopt.trainer import Visits
 
 WEIGHTS = "weights"
 TOKENIZER = "tokenizer"
@@ -47,34 +50,67 @@ def device_of(build: Build, options: RunOptions) -> str:
 
 
 def tokenizer_for(build: Build, folder: Path, trusted: bool) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder; BadInput where its vocabulary is not the one the pairs were tokenised with."""
+    """The tokenizer of a model folder; BadInput where its vocabulary is not the one of every parent's token ids."""
     from prefopt.models import load_tokenizer
     from prefopt.tokens import check_same_vocabulary
 
     tokenizer = load_tokenizer(folder, trust_remote_code=trusted)
-    check_same_vocabulary(tokenizer, load_tokenizer(build.parent("tokens") / TOKENIZER))
+    for artifact in {ref: build.parent(role) for role, ref in build.node.parents.items() if _is_tokens(role)}.values():
+        check_same_vocabulary(tokenizer, load_tokenizer(artifact / TOKENIZER))
     return tokenizer
 
 
-def token_rows(artifact: Path, split: str | None = None) -> pd.DataFrame:
+def _is_tokens(role: str) -> bool:
+    return role.rsplit(".", maxsplit=1)[-1] == "tokens"
+
+
+def policy_of(
+    build: Build, options: RunOptions, precision: Precision = "fp32"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The language model of the parent ``model``, and its tokenizer as ``tokenizer_for`` checks it."""
+    from prefopt.models import load_causal_lm
+
+    folder, trusted = weights_of(build.parent("model"))
+    device = device_of(build, options)
+    model = load_causal_lm(folder, device=device, precision=precision, trust_remote_code=trusted)
+    return model, tokenizer_for(build, folder, trusted)
+
+
+def token_rows(artifact: Path, split: str | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
     """Token table of a tokens artifact, one split or all, with plain lists of ids.
 
     Raises BadInput where the split is empty.
     """
-    table = read_table(artifact / "tokens.parquet")
-    if split is not None:
-        table = table[table["split"] == split].reset_index(drop=True)
-        if table.empty:
-            raise BadInput(f"{artifact}: no pair in the split '{split}'; give it a larger share or more data")
-    for column in ("prompt_ids", "chosen_ids", "rejected_ids"):
+    table = read_table(artifact / "tokens.parquet", columns, split)
+    if split is not None and table.empty:
+        raise BadInput(f"{artifact}: no pair in the split '{split}'; give it a larger share or more data")
+    for column in table.columns[table.columns.str.endswith("_ids")]:
         table[column] = [ids.tolist() for ids in table[column]]
     return table
 
 
+def prompt_rows(artifact: Path, split: str, count: int) -> pd.DataFrame:
+    """The first ``count`` prompts of a split by prompt_id, each once: prompt_id, prompt_ids.
+
+    Raises BadInput where the split is empty.
+    """
+    rows = token_rows(artifact, split, ("prompt_id", "prompt_ids")).drop_duplicates("prompt_id")
+    return rows.sort_values("prompt_id").head(count).reset_index(drop=True)
+
+
+def prompt_texts(artifact: Path, prompt_ids: Sequence[int], split: str | None = None) -> list[str]:
+    """The prompts of a pairs artifact with these ids, in their order, each as one string; ``split``: read only that."""
+    from prefopt.answers import instruction_text
+
+    pairs = read_table(artifact / "pairs.parquet", ("prompt_id", "prompt"), split)
+    prompts = pairs.drop_duplicates("prompt_id").set_index("prompt_id")["prompt"]
+    return [instruction_text(prompts.loc[prompt_id]) for prompt_id in prompt_ids]
+
+
 def run_training(
-    build: Build, options: RunOptions, model: Any, objective: Objective, seed: int
+    build: Build, options: RunOptions, model: Any, objective: Objective, seed: int, *, visits: Visits | None = None
 ) -> list[dict[str, Any]]:
-    """Train with the spec's ``train`` section; the weights and the learning curve become outputs.
+    """Train with the spec's ``train`` section; the learning curve becomes an output.
 
     Returns the curve: one dict of metrics per step.
     """
@@ -90,6 +126,7 @@ def run_training(
         micro_batch=options.micro_batch,
         checkpoint_steps=options.checkpoint_steps,
         device=device_of(build, options),
+        visits=visits,
     )
     write_lines(build.work / "metrics.jsonl", result.metrics)
     last = result.metrics[-max(1, len(result.metrics) // 10) :]

@@ -4,61 +4,48 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from prefopt.artifacts import Build, join_one_to_one, read_json, read_table, write_json, write_table
 from prefopt.judging import ScalarJudge, judge_both_orders
 from prefopt.specs import SamplingSpec
 from prefopt.stages import RunOptions
-from prefopt.stages.common import device_of, token_rows, tokenizer_for, weights_of
+from prefopt.stages.common import policy_of, prompt_rows, prompt_texts
+from prefopt.stages.judges import scorer_of
 
 log = logging.getLogger(__name__)
-
-
-def instruction_text(prompt: Sequence[dict[str, str]]) -> str:
-    """A prompt as one string: the bare text of a single message, else one labelled paragraph per turn."""
-    if len(prompt) == 1:
-        return prompt[0]["content"]
-    return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
 
 
 def generate(build: Build, options: RunOptions) -> None:
     """Write outputs.json (AlpacaEval's model_outputs) and responses.parquet with the token ids."""
     import pandas as pd
 
-    from prefopt.generation import generate as sample
-    from prefopt.models import load_causal_lm
-    from prefopt.tokens import response_text
+    from prefopt.answers import draw_answers
 
     spec = build.node.spec
-    rows = token_rows(build.parent("tokens"), "test").drop_duplicates("prompt_id").sort_values("prompt_id")
-    rows = rows.head(spec["prompts"]).reset_index(drop=True)
-    pairs = read_table(build.parent("pairs") / "pairs.parquet").drop_duplicates("prompt_id").set_index("prompt_id")
-    folder, trusted = weights_of(build.parent("model"))
-    model = load_causal_lm(folder, device=device_of(build, options), trust_remote_code=trusted)
-    tokenizer = tokenizer_for(build, folder, trusted)
-    drawn = sample(model, tokenizer, rows["prompt_ids"].tolist(), SamplingSpec.model_validate(dict(spec["sampling"])))
+    rows = prompt_rows(build.parent("tokens"), "test", spec["prompts"])
+    prompts = prompt_texts(build.parent("pairs"), rows["prompt_id"], "test")
+    model, tokenizer = policy_of(build, options)
+    sampling = SamplingSpec.model_validate(dict(spec["sampling"]))
+    answers = draw_answers(model, tokenizer, rows["prompt_ids"].tolist(), sampling)
     generator = build.node.parents["model"].rsplit("/", 1)[-1]
     outputs = [
         {
-            "instruction": instruction_text(pairs.loc[prompt_id, "prompt"]),
-            "output": response_text(tokenizer, ids),
+            "instruction": prompt,
+            "output": answer["text"],
             "generator": generator,
             "prompt_id": int(prompt_id),
         }
-        for prompt_id, ids in zip(rows["prompt_id"], drawn.response_ids, strict=True)
+        for prompt_id, prompt, answer in zip(rows["prompt_id"], prompts, answers, strict=True)
     ]
     write_json(build.work / "outputs.json", outputs)
     table = pd.DataFrame(
         {
             "prompt_id": rows["prompt_id"],
             "prompt_ids": rows["prompt_ids"],
-            "response_ids": drawn.response_ids,
-            "tokens": [len(ids) for ids in drawn.response_ids],
-            "ended": drawn.ended,
+            "response_ids": [answer["ids"] for answer in answers],
+            "tokens": [len(answer["ids"]) for answer in answers],
+            "ended": [answer["ended"] for answer in answers],
         }
     )
     write_table(build.work / "responses.parquet", table)
@@ -69,44 +56,20 @@ def generate(build: Build, options: RunOptions) -> None:
     }
 
 
-def _judge(build: Build, options: RunOptions) -> ScalarJudge:
-    if build.node.spec["judge"] == "oracle":
-        from prefopt.world import oracle_reward
-
-        def oracle(prompts: Sequence[Any], responses: Sequence[Any]) -> np.ndarray:
-            return np.array([oracle_reward(p["text"], r["text"]) for p, r in zip(prompts, responses, strict=True)])
-
-        return ScalarJudge(oracle, soft=False)
-    from prefopt.bulk import reward_responses
-    from prefopt.models import load_reward_model
-
-    models = []
-    for folder in build.parents_like("judge").values():
-        weights, trusted = weights_of(folder)
-        models.append(load_reward_model(weights, device=device_of(build, options), trust_remote_code=trusted))
-
-    def reward(prompts: Sequence[Any], responses: Sequence[Any]) -> np.ndarray:
-        ids = [p["ids"] for p in prompts], [r["ids"] for r in responses]
-        return np.mean([reward_responses(m, *ids, batch_size=options.micro_batch) for m in models], axis=0)
-
-    return ScalarJudge(reward, soft=True)
-
-
 def judge(build: Build, options: RunOptions) -> None:
     """Write annotations.json (AlpacaEval's records, one per prompt) and judgements.parquet with both orders."""
     import pandas as pd
 
     from prefopt.winrate import combine_orders
 
-    pairs = read_table(build.parent("pairs") / "pairs.parquet").drop_duplicates("prompt_id").set_index("prompt_id")
     sides = {role: _responses(build, role) for role in ("generations", "baseline")}
     if list(sides["generations"]["prompt_id"]) != list(sides["baseline"]["prompt_id"]):
         sides["baseline"] = _aligned(sides["generations"], sides["baseline"])
     model, baseline = (sides[role].to_dict("records") for role in ("generations", "baseline"))
-    prompts = [
-        {"text": instruction_text(pairs.loc[row["prompt_id"], "prompt"]), "ids": row["prompt_ids"]} for row in model
-    ]
-    judge_with = _judge(build, options)
+    texts = prompt_texts(build.parent("pairs"), [row["prompt_id"] for row in model])
+    prompts = [{"text": text, "ids": row["prompt_ids"]} for text, row in zip(texts, model, strict=True)]
+    annotator = build.node.spec["judge"]
+    judge_with = ScalarJudge(scorer_of(build, options, annotator), soft=annotator != "oracle")
     orders = judge_both_orders(judge_with, prompts, model, baseline)
     # a probability of winning is averaged over the orders, a verdict follows the two-order rule
     outcome = combine_orders(
@@ -115,7 +78,6 @@ def judge(build: Build, options: RunOptions) -> None:
     rewards = {
         f"reward_{name}": judge_with.score(prompts, rows) for name, rows in (("model", model), ("baseline", baseline))
     }
-    annotator = build.node.spec["judge"]
     annotations = [
         {
             "instruction": prompt["text"],

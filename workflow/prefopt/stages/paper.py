@@ -1,15 +1,30 @@
-"""Paper items: the measurements of all arms and seeds become a table, a figure and a verdict."""
+"""Paper items: the measurements of all arms and seeds become a table, figures and a verdict."""
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import TYPE_CHECKING, Any
 
-from prefopt.artifacts import MANIFEST, Build, read_json, read_table, write_json, write_text
+import numpy as np
+
+from prefopt.artifacts import (
+    MANIFEST,
+    Build,
+    join_one_to_one,
+    read_json,
+    read_lines,
+    read_table,
+    write_json,
+    write_text,
+)
 from prefopt.stages import RunOptions
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from prefopt.grids.runs import Trial
+    from prefopt.grids.weights import Sample
 
 log = logging.getLogger(__name__)
 
@@ -33,25 +48,105 @@ def _finished_runs(build: Build) -> dict[tuple[str, int], dict[str, Any]]:
 
 
 def paper_item(build: Build, options: RunOptions) -> None:
-    """Write item.json, table.csv, table.md and figure.svg."""
-    item, table, markdown, figure = _exact(build) if build.has_parent("study") else _measured(build)
+    """Write item.json, table.csv, table.md and figure.svg; a grid item's figures also go to figures/<name>.svg."""
+    item, table, markdown, drawn = _collect(build)
     write_json(build.work / "item.json", item)
     write_text(build.work / "table.csv", table.to_csv(index=False))
     write_text(build.work / "table.md", markdown)
-    write_text(build.work / "figure.svg", figure)
+    write_text(build.work / "figure.svg", next(iter(drawn.values())))
     build.summary |= {"verdict": item["verdict"], "claims": [row["verdict"] for row in item["expect"]]}
+    if "grid" in build.node.spec:
+        for name, figure in drawn.items():
+            write_text(build.work / "figures" / f"{name}.svg", figure)
+        build.summary |= {"figures": list(drawn)}
     log.info("%s/%s: %s", item["paper"], item["name"], item["verdict"])
 
 
-def _measured(build: Build) -> tuple[dict[str, Any], pd.DataFrame, str, str]:
+def _collect(build: Build) -> tuple[dict[str, Any], pd.DataFrame, str, dict[str, str]]:
+    """Content, table, Markdown and figures by name, the main one first."""
+    if "grid" in build.node.spec:
+        return _grid(build)
+    return _exact(build) if build.has_parent("study") else _measured(build)
+
+
+def _grid(build: Build) -> tuple[dict[str, Any], pd.DataFrame, str, dict[str, str]]:
+    """Content, table, Markdown and figures over trained runs, or over dispersion weights."""
+    from prefopt.grids import collect, figures, tables
+
+    spec = build.node.spec
+    if spec["grid"]["layout"] == "histogram":
+        item = collect.collect_weights(spec, _weights(build))
+    else:
+        runs, reference = _trials(build)
+        item = collect.collect_runs(spec, runs, reference)
+        if spec["grid"]["judge"] == "oracle":
+            _add_bounds(build, item, reference)
+    return item, tables.table(item), tables.markdown(item), figures.grid_figures(item)
+
+
+def _add_bounds(build: Build, item: dict[str, Any], reference: dict[int, Trial]) -> None:
+    """Beside the reference's reward: what a random candidate and the oracle's best answer are worth on its prompts."""
+    from prefopt.world import bounds
+
+    for name, found in item["reference"].items():
+        if not build.has_parent(f"set.{name}.pairs"):
+            continue
+        pairs = read_table(build.parent(f"set.{name}.pairs") / "pairs.parquet", ("prompt_id", "prompt"))
+        texts = pairs.drop_duplicates("prompt_id").set_index("prompt_id")["prompt"]
+        asked = next(iter(reference.values())).last(name).prompt_id
+        found["bounds"] = bounds([texts[prompt][0]["content"] for prompt in asked])
+
+
+def _trials(build: Build) -> tuple[dict[tuple[int, int], Trial], dict[int, Trial]]:
+    """The trials that the plan wired: by (point, seed), and the reference's by seed; each artifact is read once."""
+    from prefopt.grids.runs import ANSWER_COLUMNS, trial_of
+
+    read: dict[str, Trial] = {}
+    for role, ref in build.node.parents.items():
+        if role.startswith(("run.", "reference.")) and ref not in read:
+            answers = read_table(build.results / ref / "answers.parquet", ANSWER_COLUMNS)
+            read[ref] = trial_of(ref, answers, read_lines(build.results / ref / "metrics.jsonl"))
+    runs, reference = {}, {}
+    for role, ref in build.node.parents.items():
+        kind, *numbers = role.split(".")
+        if kind == "run":
+            runs[int(numbers[0]), int(numbers[1])] = read[ref]
+        elif kind == "reference":
+            reference[int(numbers[0])] = read[ref]
+    return runs, reference
+
+
+def _weights(build: Build) -> dict[str, Sample]:
+    """Dispersion weights of the training pairs by condition, with kind and text of their prompts."""
+    from prefopt.grids.weights import Sample
+
+    found = {}
+    for name in build.node.spec["grid"]["conditions"]:
+        if not (build.has_parent(f"dispersion.{name}") and build.has_parent(f"pairs.{name}")):
+            continue
+        folder = build.parent(f"dispersion.{name}")
+        weights = read_table(folder / "dispersion.parquet", ("pair_id", "dispersion_weight"), "train")
+        pairs = read_table(build.parent(f"pairs.{name}") / "pairs.parquet", ("pair_id", "prompt_id", "prompt", "meta"))
+        table = join_one_to_one(weights, pairs, f"dispersion of {name}")
+        found[name] = Sample(
+            phi_star=read_json(folder / MANIFEST)["summary"]["phi_star"],
+            weight=table["dispersion_weight"].to_numpy(),
+            prompt_id=table["prompt_id"].to_numpy(),
+            kind=np.array([json.loads(meta or "{}").get("kind") for meta in table["meta"]], dtype=object),
+            text=np.array([messages[-1]["content"] for messages in table["prompt"]], dtype=object),
+        )
+    return found
+
+
+def _measured(build: Build) -> tuple[dict[str, Any], pd.DataFrame, str, dict[str, str]]:
     """Content, table, Markdown and figure over all arms and seeds."""
     from prefopt import figures, items
 
     item = items.collect_item(build.node.spec, _finished_runs(build))
-    return item, items.table(item), items.markdown(item), figures.arms_figure(item)
+    return item, items.table(item), items.markdown(item), {"arms": figures.arms_figure(item)}
 
 
-def _exact(build: Build) -> tuple[dict[str, Any], pd.DataFrame, str, str]:
+def _exact(build: Build) -> tuple[dict[str, Any], pd.DataFrame, str, dict[str, str]]:
     """The same of an exact item; its figure is the first one of its study."""
     from prefopt import exact
 
@@ -60,4 +155,4 @@ def _exact(build: Build) -> tuple[dict[str, Any], pd.DataFrame, str, str]:
     item = exact.collect_exact(build.node.spec, values, build.node.parents["study"])
     first = read_json(folder / MANIFEST)["summary"]["figures"][0]
     figure = (folder / "figures" / f"{first}.svg").read_text(encoding="utf-8")
-    return item, exact.table(item), exact.markdown(item), figure
+    return item, exact.table(item), exact.markdown(item), {first: figure}

@@ -9,12 +9,13 @@ import numpy as np
 
 from prefopt.artifacts import Build, join_one_to_one, read_table
 from prefopt.stages import RunOptions
-from prefopt.stages.common import WEIGHTS, device_of, run_training, token_rows, tokenizer_for, weights_of
+from prefopt.stages.common import WEIGHTS, policy_of, run_training, token_rows
 
 if TYPE_CHECKING:
     import pandas as pd
+    from transformers import PreTrainedModel
 
-    from prefopt.objectives import ReferenceSamples
+    from prefopt.objectives import PolicyObjective, ReferenceSamples
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ STEP_ZERO_BAND = {"fp32": 1e-3, "bf16": 1.0}
 
 def _signal(build: Build, role: str, table: str, pair_ids: pd.Series, columns: list[str]) -> pd.DataFrame:
     """Columns of a parent's table for exactly these pairs, in their order."""
-    scores = read_table(build.parent(role) / table)[["pair_id", *columns]]
+    scores = read_table(build.parent(role) / table, ("pair_id", *columns))
     return join_one_to_one(pair_ids.to_frame(), scores, str(build.parent(role) / table))
 
 
@@ -62,18 +63,15 @@ def _regulariser(build: Build) -> ReferenceSamples | None:
     )
 
 
-def train_policy(build: Build, options: RunOptions) -> None:
-    """Fine-tune from the reference model with one loss of LOSSES, plus gamma(t) KL(ref || policy) where declared."""
-    from prefopt.models import load_causal_lm, save_model
+def policy_objective(build: Build, options: RunOptions, model: PreTrainedModel) -> PolicyObjective:
+    """The spec's loss and regulariser over the train split, with their signals.
+
+    Raises FailedCheck where the reference scores are not those of ``model``, which training starts from.
+    """
     from prefopt.objectives import PolicyObjective
 
     spec = build.node.spec
     rows = token_rows(build.parent("tokens"), "train")
-    folder, trusted = weights_of(build.parent("model"))
-    tokenizer = tokenizer_for(build, folder, trusted)
-    model = load_causal_lm(
-        folder, device=device_of(build, options), precision=spec["train"]["precision"], trust_remote_code=trusted
-    )
     objective = PolicyObjective(
         *(rows[name].tolist() for name in ("prompt_ids", "chosen_ids", "rejected_ids")),
         pair_ids=rows["pair_id"].to_numpy(),
@@ -87,5 +85,15 @@ def train_policy(build: Build, options: RunOptions) -> None:
         gap = objective.check_start(model, first, band=STEP_ZERO_BAND[spec["train"]["precision"]])
         build.summary["step_zero_margin_gap"] = gap
         log.info("policy and reference margins differ by at most %.2e nats at step 0", gap)
+    return objective
+
+
+def train_policy(build: Build, options: RunOptions) -> None:
+    """Fine-tune from the reference model with one loss of LOSSES, plus gamma(t) KL(ref || policy) where declared."""
+    from prefopt.models import save_model
+
+    spec = build.node.spec
+    model, tokenizer = policy_of(build, options, spec["train"]["precision"])
+    objective = policy_objective(build, options, model)
     run_training(build, options, model, objective, spec["seed"])
     save_model(model, tokenizer, build.work / WEIGHTS)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from prefopt.artifacts import Build, join_one_to_one, read_table, write_json, write_table
+from prefopt.errors import BadInput
 from prefopt.stages import RunOptions
 from prefopt.stages.common import WEIGHTS, device_of, run_training, token_rows, tokenizer_for, weights_of
 
@@ -18,15 +19,19 @@ log = logging.getLogger(__name__)
 
 
 def _member_rows(rows: pd.DataFrame, build: Build) -> pd.DataFrame:
-    """The pairs this member trains on: a length-biased subsample D_{rho,b}, a random subset of it, or all."""
-    from prefopt.ensemble import resample_longer_wins
+    """The pairs this member trains on: a length-biased subsample D_{rho,b}, a random subset of it, or all.
+
+    With ``equal_to``, the biases of all members, the subsample has the size of the smallest of theirs.
+    """
+    from prefopt.ensemble import largest_subsample, resample_longer_wins
 
     spec = build.node.spec
     seed = spec["seeds"]["subset"]
     if spec["longer_wins"] is not None:
-        kept = resample_longer_wins(
-            rows["chosen_tokens"].to_numpy(), rows["rejected_tokens"].to_numpy(), spec["longer_wins"], seed=seed
-        )
+        lengths = rows["chosen_tokens"].to_numpy(), rows["rejected_tokens"].to_numpy()
+        equal_to = spec.get("equal_to")
+        size = None if equal_to is None else min(largest_subsample(*lengths, bias) for bias in equal_to)
+        kept = resample_longer_wins(*lengths, spec["longer_wins"], size, seed=seed)
         rows = rows.iloc[np.sort(kept)]
     if spec["subset"] < 1:
         size = max(1, round(spec["subset"] * len(rows)))
@@ -48,9 +53,17 @@ def train_reward(build: Build, options: RunOptions) -> None:
     columns = (rows[name].tolist() for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
     run_training(build, options, model, RewardObjective(*columns), seeds["order"])
     held_out = _accuracy(model, token_rows(build.parent("tokens"), "test"), options.micro_batch)
-    build.summary |= {"pairs": len(rows), "held_out_accuracy": held_out}
+    build.summary |= {"pairs": len(rows), "longer_wins": _longer_wins(rows), "held_out_accuracy": held_out}
     log.info("trained on %d pairs, held-out accuracy %.3f", len(rows), held_out)
     save_model(model, tokenizer, build.work / WEIGHTS)
+
+
+def _longer_wins(rows: pd.DataFrame) -> float | None:
+    """Share of pairs at least 10 % apart whose longer response is the chosen one; None where no pair is."""
+    from prefopt.ensemble import longer_wins_fraction
+
+    share = longer_wins_fraction(rows["chosen_tokens"].to_numpy(), rows["rejected_tokens"].to_numpy())
+    return None if np.isnan(share) else round(share, 6)
 
 
 def _accuracy(model: object, rows: pd.DataFrame, batch_size: int) -> float:
@@ -86,12 +99,18 @@ def score_rewards(build: Build, options: RunOptions) -> None:
 
 
 def collect_ensemble(build: Build, options: RunOptions) -> None:
-    """Write scores.parquet with chosen_reward and rejected_reward as [K] lists; members are never averaged here."""
+    """Write scores.parquet with chosen_reward and rejected_reward as [K] lists; members are never averaged here.
+
+    With ``oracle`` in the spec there is one column, the demo world's true reward of the texts.
+    """
     from prefopt.ensemble import diagnostics, stack_members
 
-    members = build.parents_like("member")
-    table = stack_members([read_table(folder / "scores.parquet") for folder in members.values()])
     tokens = read_table(build.parent("tokens") / "tokens.parquet")[["pair_id", "split"]]
+    if build.node.spec.get("oracle"):
+        members = {"oracle": _true_rewards(build, tokens[["pair_id"]])}
+    else:
+        members = {role: read_table(p / "scores.parquet") for role, p in build.parents_like("member").items()}
+    table = stack_members(list(members.values()))
     table = join_one_to_one(tokens, table[["pair_id", "chosen_reward", "rejected_reward"]], "ensemble scores")
     write_table(build.work / "scores.parquet", table)
     held_out = diagnostics(table[table["split"] == "test"])
@@ -99,3 +118,23 @@ def collect_ensemble(build: Build, options: RunOptions) -> None:
     build.summary |= {"members": len(members), "held_out": held_out}
     for warning in held_out.get("warnings", []):
         log.warning("%s", warning)
+
+
+def _true_rewards(build: Build, pair_ids: pd.DataFrame) -> pd.DataFrame:
+    """The oracle's reward of both responses; BadInput for a prompt that is none of the demo world's."""
+    from prefopt.answers import instruction_text
+    from prefopt.world import asked, oracle_reward
+
+    path = build.parent("pairs") / "pairs.parquet"
+    pairs = join_one_to_one(pair_ids, read_table(path)[["pair_id", "prompt", "chosen", "rejected"]], str(path))
+    prompts = [instruction_text(prompt) for prompt in pairs["prompt"]]
+    for pair_id, prompt in zip(pairs["pair_id"], prompts, strict=True):
+        if asked(prompt) is None:
+            raise BadInput(
+                f"{path}: pair_id {pair_id}: the prompt {prompt[:60]!r} is none of the demo world's, so no true reward "
+                "is not known; train reward models instead of 'oracle: true'"
+            )
+    table = pairs[["pair_id"]].copy()
+    for side in ("chosen", "rejected"):
+        table[f"{side}_reward"] = [oracle_reward(p, text) for p, text in zip(prompts, pairs[side], strict=True)]
+    return table

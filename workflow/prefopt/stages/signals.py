@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from prefopt.artifacts import Build, join_one_to_one, read_json, read_table, write_json, write_table
+from prefopt.errors import BadInput
 from prefopt.specs import DispersionSpec, SamplingSpec
 from prefopt.stages import RunOptions
 from prefopt.stages.common import WEIGHTS, device_of, run_training, token_rows, tokenizer_for, weights_of
@@ -95,50 +98,73 @@ def sample_reference(build: Build, options: RunOptions) -> None:
     build.summary |= {"samples": len(table), "ended": round(float(np.mean(drawn.ended)), 6)}
 
 
-def _sampled_entropy(build: Build, pair_ids: pd.Series, vocab_size: int) -> np.ndarray:
-    """Per pair, the sequence entropy of its prompt estimated from reference samples."""
-    from prefopt.dispersion import sequence_entropy
+def _token_entropy(build: Build, spec: DispersionSpec, pairs: pd.DataFrame) -> np.ndarray:
+    """E of every pair from the reference's token entropies, on its responses or on sampled ones."""
+    from prefopt import dispersion
 
-    samples = read_table(build.parent("samples") / "samples.parquet")
-    entropy = sequence_entropy(samples["prompt_id"], samples["ref_logp"], samples["tokens"], vocab_size)
-    tokens = read_table(build.parent("tokens") / "tokens.parquet")[["pair_id", "prompt_id"]]
-    prompts = join_one_to_one(pair_ids.to_frame(), tokens, str(build.parent("tokens")))["prompt_id"]
-    return prompts.map(entropy).to_numpy()
+    vocab_size = read_json(build.parent("reference") / "reference.json")["vocab_size"]
+    if spec.norm == "mc_sequence":
+        samples = read_table(build.parent("samples") / "samples.parquet")
+        entropy = dispersion.sequence_entropy(samples["prompt_id"], samples["ref_logp"], samples["tokens"], vocab_size)
+        return pairs["prompt_id"].map(entropy).to_numpy()
+    columns = [f"{side}_{what}" for what in ("entropy", "tokens") for side in ("chosen", "rejected")]
+    scores = _of_pairs(pairs, build.parent("reference") / "scores.parquet", columns)
+    return dispersion.normalised_entropy(
+        *(scores[name].to_numpy() for name in columns), vocab_size=vocab_size, norm=spec.norm
+    )
+
+
+def _vote_entropy(build: Build, pairs: pd.DataFrame) -> np.ndarray:
+    """E of every pair from the votes of the reward ensemble's members."""
+    from prefopt import dispersion
+    from prefopt.ensemble import reward_margins
+
+    scores = build.parent("rewards") / "scores.parquet"
+    return dispersion.vote_entropy(reward_margins(_of_pairs(pairs, scores, ["chosen_reward", "rejected_reward"])))
+
+
+def _true_dispersion(build: Build, pairs: pd.DataFrame) -> np.ndarray:
+    """phi of the rater who labelled each pair, which takes the place of E: c is proportional to -log phi."""
+    path = build.parent("pairs") / "pairs.parquet"
+    meta = [json.loads(text) for text in _of_pairs(pairs, path, ["meta"])["meta"]]
+    phi = np.array([row.get("phi", np.nan) for row in meta], dtype=float)
+    usable = (phi > 0) & (phi < 1)
+    if not usable.all():
+        pair = pairs["pair_id"].iloc[int(np.argmin(usable))]
+        raise BadInput(
+            f"{path}: pair_id {pair} has no phi between 0 and 1, so its true dispersion is not known; only raters of "
+            "the demo world have one: use the estimator token_entropy or vote_entropy"
+        )
+    return phi
+
+
+def _of_pairs(pairs: pd.DataFrame, path: Path, columns: list[str]) -> pd.DataFrame:
+    """Columns of a table for exactly these pairs, in their order."""
+    return join_one_to_one(pairs[["pair_id"]], read_table(path)[["pair_id", *columns]], str(path))
 
 
 def estimate_dispersion(build: Build, options: RunOptions) -> None:
     """Write dispersion.parquet; phi_star comes from the train split once and is recorded (arXiv 2405.14953, eq. 17)."""
-    import pandas as pd
-
     from prefopt import dispersion
 
     spec = DispersionSpec.model_validate(dict(build.node.spec))
-    reference = build.parent("reference")
-    scores = read_table(reference / "scores.parquet")
-    vocab_size = read_json(reference / "reference.json")["vocab_size"]
-    if spec.norm == "mc_sequence":
-        entropy = _sampled_entropy(build, scores["pair_id"], vocab_size)
+    table = read_table(build.parent("tokens") / "tokens.parquet")[["pair_id", "prompt_id", "split"]]
+    if spec.estimator == "truth":
+        entropy = _true_dispersion(build, table)
+    elif spec.estimator == "vote_entropy":
+        entropy = _vote_entropy(build, table)
     else:
-        entropy = dispersion.normalised_entropy(
-            *(scores[f"{side}_{what}"].to_numpy() for what in ("entropy", "tokens") for side in ("chosen", "rejected")),
-            vocab_size=vocab_size,
-            norm=spec.norm,
-        )
-    train = (scores["split"] == "train").to_numpy()
+        entropy = _token_entropy(build, spec, table)
+    train = (table["split"] == "train").to_numpy()
     phi_star = dispersion.phi_star(entropy[train])
     weight = dispersion.dispersion_weight(entropy, phi_star)
     dispersion.check_weights(weight, train)
     weight = dispersion.apply_control(weight, train, control=spec.control, seed=spec.seed or 0)
-    table = pd.DataFrame(
-        {
-            "pair_id": scores["pair_id"],
-            "split": scores["split"],
-            "normalised_entropy": entropy,
-            "dispersion_weight": weight,
-            "neg_log_dispersion": dispersion.neg_log_dispersion(weight, mapping=spec.phi_mapping),
-        }
+    table = table.drop(columns="prompt_id").assign(
+        normalised_entropy=entropy,
+        dispersion_weight=weight,
+        neg_log_dispersion=dispersion.neg_log_dispersion(weight, mapping=spec.phi_mapping),
     )
-    table = join_one_to_one(table, scores[["pair_id"]], str(reference))
     write_table(build.work / "dispersion.parquet", table)
     calibration = {
         "phi_star": phi_star,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefopt.world.oracle import LENGTH_PREFERENCE, oracle_reward, polarity, reward_parts
 from prefopt.world.pairs import WorldParams, generate_pairs
 from prefopt.world.prompts import Asked, all_prompts, asked, draw_prompts
-from prefopt.world.responses import MAX_RESPONSE_WORDS, candidates, oracle_best
+from prefopt.world.responses import MAX_RESPONSE_WORDS, bounds, candidates, oracle_best
 from prefopt.world.vocabulary import vocabulary
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "WorldParams",
     "all_prompts",
     "asked",
+    "bounds",
     "candidates",
     "draw_prompts",
     "generate_pairs",

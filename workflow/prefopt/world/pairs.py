@@ -11,11 +11,11 @@ import numpy as np
 
 from prefopt.errors import BadInput, nearest
 from prefopt.mallows import sample_mallows_phi
-from prefopt.world.oracle import LENGTH_PREFERENCE, oracle_reward
+from prefopt.world.oracle import LENGTH_PREFERENCE, oracle_reward, polarity
 from prefopt.world.prompts import DOMAINS, asked, draw_prompts
 from prefopt.world.responses import candidates
 
-LABELS = ("mallows", "oracle")
+LABELS = ("mallows", "oracle", "polarity")
 LENGTH_GAP = 0.1
 MAX_CANDIDATES = 12
 
@@ -30,7 +30,7 @@ class WorldParams:
     pairs: int = 2000  # beyond `prompts`, prompts are used again with new candidates
     candidates: int = 6  # responses ranked per pair
     closed_fraction: float = 0.5  # share of prompts with one right answer
-    labels: str = "mallows"  # "mallows": a rater's noisy ranking; "oracle": the higher true reward is chosen
+    labels: str = "mallows"  # "mallows": a rater's noisy ranking; "oracle", "polarity": the higher of these is chosen
     phi_closed: float = 0.2  # rater dispersion in (0, 1]; small = agreement
     phi_open: float = 0.8
     length_preference: float = LENGTH_PREFERENCE  # of the oracle
@@ -55,17 +55,22 @@ class WorldParams:
         for name in ("phi_closed", "phi_open"):
             if not 0.0 < getattr(self, name) <= 1.0:
                 raise BadInput(f"world: {name} = {getattr(self, name)} is outside (0, 1]")
+        if self.labels == "polarity" and self.closed_fraction > 0:
+            raise BadInput(
+                f"world: labels 'polarity' with closed_fraction = {self.closed_fraction}: answers to closed prompts "
+                "have no polarity; set closed_fraction to 0"
+            )
 
 
 @dataclass(frozen=True)
 class _Ballot:
-    """One prompt's candidates in the oracle's order, and a rater's ranking of them."""
+    """One prompt's candidates in the order of their worth, and a rater's ranking of them."""
 
     prompt: str
     kind: str
     phi: float
     texts: tuple[str, ...]
-    rewards: tuple[float, ...]
+    worths: tuple[float, ...]  # true rewards, or polarities where these are what labels go by
     ranking: tuple[int, ...]  # places in `texts`, best first
 
 
@@ -77,6 +82,7 @@ def generate_pairs(params: WorldParams) -> list[dict[str, str | float]]:
 
     Per pair: draw candidates, order them by the oracle, let a rater rank them by Mallows-phi around that order
     (or take the order itself), and pick two of unequal true reward; their order in the ranking says which is chosen.
+    With the labels "polarity" the order is that of polarity, and the two picked are of unequal polarity.
     With `rho`, exactly round(rho * pairs) pairs are picked so that chosen is the longer by >= 10 %, and in all the
     others rejected is; every prompt keeps its place, so data sets that differ in rho alone share their prompts.
     Raises BadInput where the domain has too few prompts, or too few pairs of one length order.
@@ -106,16 +112,16 @@ def _ballots(prompts: Sequence[str], params: WorldParams) -> list[_Ballot]:
     ballots = []
     for prompt, kind, phi, ranking in zip(prompts, kinds, phis, rankings, strict=True):
         texts = _varied_candidates(prompt, params, writer)
-        rewards, ordered = zip(*sorted(texts, key=lambda scored: -scored[0]), strict=True)
-        ballots.append(_Ballot(prompt, kind, phi, ordered, rewards, ranking))
+        worths, ordered = zip(*sorted(texts, key=lambda scored: -scored[0]), strict=True)
+        ballots.append(_Ballot(prompt, kind, phi, ordered, worths, ranking))
     return ballots
 
 
 def _varied_candidates(prompt: str, params: WorldParams, rng: random.Random) -> list[tuple[float, str]]:
-    """Candidates with their true rewards, drawn again until two of unequal worth differ in length by >= 10 %."""
+    """Candidates with their worths, drawn again until two of unequal worth differ in length by >= 10 %."""
     while True:
         texts = candidates(prompt, params.candidates, rng)
-        scored = [(oracle_reward(prompt, text, params.length_preference), text) for text in texts]
+        scored = [(_worth(prompt, text, params), text) for text in texts]
         if any(
             one[0] != other[0] and (_clearly_longer(one[1], other[1]) or _clearly_longer(other[1], one[1]))
             for one, other in combinations(scored, 2)
@@ -123,20 +129,26 @@ def _varied_candidates(prompt: str, params: WorldParams, rng: random.Random) -> 
             return scored
 
 
+def _worth(prompt: str, text: str, params: WorldParams) -> float:
+    if params.labels == "polarity":
+        return polarity(text)
+    return oracle_reward(prompt, text, params.length_preference)
+
+
 def _rankings(phis: Sequence[float], params: WorldParams) -> list[tuple[int, ...]]:
-    if params.labels == "oracle":
+    if params.labels != "mallows":
         return [tuple(range(params.candidates))] * len(phis)
     rng = np.random.default_rng([params.seed, DOMAINS.index(params.domain)])
     return [tuple(row) for row in sample_mallows_phi(rng, params.candidates, phis, len(phis)).tolist()]
 
 
 def _ordered_pairs(ballot: _Ballot, rng: random.Random) -> Iterator[Pair]:
-    """All pairs of unequal true reward as (chosen, rejected), in an order that does not depend on the labels."""
+    """All pairs of unequal worth as (chosen, rejected), in an order that does not depend on the labels."""
     place = {item: rank for rank, item in enumerate(ballot.ranking)}
     pairs = list(combinations(range(len(ballot.texts)), 2))
     rng.shuffle(pairs)
     for better, worse in pairs:
-        if ballot.rewards[better] > ballot.rewards[worse]:
+        if ballot.worths[better] > ballot.worths[worse]:
             first, second = (better, worse) if place[better] < place[worse] else (worse, better)
             yield ballot.texts[first], ballot.texts[second]
 

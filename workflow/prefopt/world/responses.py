@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from statistics import fmean
 
 from prefopt.errors import BadInput
 from prefopt.world import lexicon as lex
+from prefopt.world.oracle import oracle_reward
 from prefopt.world.prompts import Asked, asked
 
 MAX_RESPONSE_WORDS = 48
+BOUNDING_CANDIDATES = 20
 
 # Quality of candidates, drawn once per response.
 RIGHT = 0.68  # closed: share that gives the right answer
@@ -49,6 +53,28 @@ def oracle_best(prompt: str) -> str:
         for first, second, good in zip(things[2:8:2], things[3:8:2], lex.POSITIVE, strict=False)
     ]
     return _text(sentences)
+
+
+def bounds(prompts: Sequence[str]) -> dict[str, float]:
+    """Mean oracle reward over prompts of three kinds of answers, to tell where a policy stands.
+
+    "random": words drawn at random, as many as a candidate has; "written": a random candidate; "best": `oracle_best`;
+    20 per prompt of the first two. Equal prompts give equal numbers, in any order up to rounding. Raises BadInput
+    without prompts, and on a prompt that asks for nothing known.
+    """
+    if not prompts:
+        raise BadInput("world: bounds of no prompts at all; give at least one")
+    words = [lex.END, *sorted(lex.CLASS)]
+    rewards: dict[str, list[float]] = {"random": [], "written": [], "best": []}
+    for prompt in prompts:
+        rng = random.Random(f"{prompt}/bounds")
+        # One at a time: distinct ones would leave out repetitions, which for closed prompts are mostly right answers.
+        drawn = [candidates(prompt, 1, rng)[0] for _ in range(BOUNDING_CANDIDATES)]
+        rewards["written"] += [oracle_reward(prompt, text) for text in drawn]
+        noise = [" ".join(rng.choices(words, k=len(text.split()))) for text in drawn]
+        rewards["random"] += [oracle_reward(prompt, text) for text in noise]
+        rewards["best"].append(oracle_reward(prompt, oracle_best(prompt)))
+    return {name: fmean(values) for name, values in rewards.items()}
 
 
 def _known(prompt: str) -> Asked:

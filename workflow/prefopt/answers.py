@@ -1,0 +1,78 @@
+"""Answers that a policy draws to prompts, and what they cost it in log-probability."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, TypedDict
+
+from prefopt.errors import BadInput
+
+if TYPE_CHECKING:
+    import numpy as np
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from prefopt.specs import SamplingSpec
+
+Ids = Sequence[Sequence[int]]
+
+_SEEDS_PER_RUN = 100_000
+
+
+class Answer(TypedDict):
+    """One response: token ids with their end token, its text, and whether it came to an end."""
+
+    ids: list[int]
+    text: str
+    ended: bool
+
+
+def instruction_text(prompt: Sequence[Mapping[str, str]]) -> str:
+    """A prompt as one string: the bare text of a single message, else one labelled paragraph per turn."""
+    if len(prompt) == 1:
+        return prompt[0]["content"]
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+
+
+def sampling_of_draw(sampling: SamplingSpec, seed: int, draw: int) -> SamplingSpec:
+    """The sampling of one draw of the run with that seed: seed + 100 000 * run seed + draw."""
+    return sampling.model_copy(update={"seed": sampling.seed + _SEEDS_PER_RUN * seed + draw})
+
+
+def steps_of_fractions(fractions: Sequence[float], steps: int) -> dict[int, float]:
+    """round(fraction * steps) -> fraction; BadInput where two fractions fall on one step."""
+    found: dict[int, float] = {}
+    for fraction in fractions:
+        step = round(fraction * steps)
+        if step in found:
+            raise BadInput(
+                f"evaluate.at: {found[step]:g} and {fraction:g} are both step {step} of {steps}; "
+                "give fewer fractions, or train for more steps"
+            )
+        found[step] = fraction
+    return found
+
+
+def draw_answers(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt_ids: Ids, sampling: SamplingSpec
+) -> list[Answer]:
+    """One answer per prompt, in the prompts' order; BadInput as ``generation.generate`` raises it."""
+    from prefopt.generation import generate
+    from prefopt.tokens import response_texts
+
+    drawn = generate(model, tokenizer, prompt_ids, sampling)
+    texts = response_texts(tokenizer, drawn.response_ids)
+    rows = zip(drawn.response_ids, texts, drawn.ended, strict=True)
+    return [Answer(ids=ids, text=text, ended=ended) for ids, text, ended in rows]
+
+
+def log_ratio(
+    policy: PreTrainedModel, reference: PreTrainedModel, prompt_ids: Ids, response_ids: Ids, *, batch_size: int
+) -> np.ndarray:
+    """log policy(response) - log reference(response) [N], nats, summed over tokens.
+
+    Its mean over the policy's own answers is an unbiased estimate of the sequence KL(policy || reference).
+    """
+    from prefopt.bulk import score_responses
+
+    scores = (score_responses(m, prompt_ids, response_ids, batch_size=batch_size)["logp"] for m in (policy, reference))
+    return next(scores) - next(scores)

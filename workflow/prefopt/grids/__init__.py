@@ -1,0 +1,1 @@
+"""Grid items: many small runs of conditions, arms, settings and seeds, and what is read off them."""

@@ -1,0 +1,182 @@
+"""A trial: one short training run and its answers to the evaluation prompts, in one job, without keeping weights."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from prefopt.answers import draw_answers, log_ratio, sampling_of_draw, steps_of_fractions
+from prefopt.artifacts import Build, read_table, write_lines, write_table
+from prefopt.errors import FailedCheck
+from prefopt.specs import SamplingSpec, TrainSpec
+from prefopt.stages import RunOptions
+from prefopt.stages.common import policy_of, prompt_rows, prompt_texts, run_training
+from prefopt.stages.judges import scorer_of
+from prefopt.stages.policy import policy_objective
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from prefopt.models import Precision
+
+
+@dataclass(frozen=True)
+class _Set:
+    """The prompts of one evaluation set; ``kl``: their answers are scored with policy and reference."""
+
+    name: str
+    prompt_ids: list[int]
+    prompts: list[dict[str, Any]]  # records with ids and text
+    kl: bool
+
+
+def _sets(build: Build) -> list[_Set]:
+    """The spec's evaluation sets by name, since two specs that differ in their order alone are the same trial."""
+    sets = []
+    for name, declared in sorted(build.node.spec["evaluate"]["sets"].items()):
+        rows = prompt_rows(build.parent(f"set.{name}.tokens"), declared["split"], declared["prompts"])
+        texts = prompt_texts(build.parent(f"set.{name}.pairs"), rows["prompt_id"], declared["split"])
+        prompts = [{"ids": ids, "text": text} for ids, text in zip(rows["prompt_ids"], texts, strict=True)]
+        sets.append(_Set(name, rows["prompt_id"].tolist(), prompts, declared["kl"]))
+    return sets
+
+
+@dataclass
+class _Evaluation:
+    """Answers of a policy to all sets at given steps, kept in a scratch folder, one file per step, until the end."""
+
+    build: Build
+    options: RunOptions
+    tokenizer: PreTrainedTokenizerBase
+    fractions: dict[int, float]
+    reference: PreTrainedModel | None = None  # None: the policy is the reference, or no set asks for the KL
+    precision: Precision = "fp32"  # of the policy between the visits
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.spec = self.build.node.spec
+        self.score = scorer_of(self.build, self.options, self.spec["evaluate"]["judge"])
+        self.sampling = SamplingSpec.model_validate(dict(self.spec["evaluate"]["sampling"]))
+        self.sets = _sets(self.build)
+        self.folder = self.build.scratch / "answers"
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def _file(self, step: int) -> Path:
+        return self.folder / f"step-{step:09d}.parquet"
+
+    def visit(self, model: PreTrainedModel, step: int) -> None:
+        """Answer all sets with the weights as they are, in fp32 as saved weights would be, unless that was done."""
+        from prefopt.models import set_precision
+
+        if self._file(step).is_file():
+            return
+        started = time.monotonic()
+        set_precision(model, "fp32")
+        try:
+            table = self._answers(model, step)
+        finally:
+            set_precision(model, self.precision)
+        part = self._file(step).with_suffix(".part")
+        write_table(part, table)
+        part.replace(self._file(step))
+        self.seconds += time.monotonic() - started
+
+    def _answers(self, model: PreTrainedModel, step: int) -> pd.DataFrame:
+        import pandas as pd
+
+        place = {"fraction": self.fractions[step], "step": step}
+        draws = range(self.spec["evaluate"]["draws"])
+        return pd.concat([self._drawn(model, one, draw, place) for one in self.sets for draw in draws])
+
+    def _drawn(self, model: PreTrainedModel, one: _Set, draw: int, place: dict[str, Any]) -> pd.DataFrame:
+        import pandas as pd
+
+        prompt_ids = [prompt["ids"] for prompt in one.prompts]
+        sampling = sampling_of_draw(self.sampling, self.spec["seed"], draw)
+        answers = draw_answers(model, self.tokenizer, prompt_ids, sampling)
+        return pd.DataFrame(
+            {
+                "set": one.name,
+                **place,
+                "draw": draw,
+                "prompt_id": one.prompt_ids,
+                "score": self.score(one.prompts, answers).astype(np.float64),
+                "log_ratio": self._log_ratio(model, one, prompt_ids, [answer["ids"] for answer in answers]),
+                "tokens": [len(answer["ids"]) for answer in answers],
+                "ended": [answer["ended"] for answer in answers],
+                "text": [answer["text"] if draw == 0 else "" for answer in answers],
+            }
+        )
+
+    def _log_ratio(
+        self, model: PreTrainedModel, one: _Set, prompt_ids: list[list[int]], response_ids: list[list[int]]
+    ) -> np.ndarray | float:
+        if not one.kl:
+            return float("nan")
+        if self.reference is None:
+            return 0.0
+        return log_ratio(model, self.reference, prompt_ids, response_ids, batch_size=self.options.micro_batch)
+
+    def table(self) -> pd.DataFrame:
+        """The answers at all steps; FailedCheck where those of a step are not there."""
+        import pandas as pd
+
+        missing = [step for step in self.fractions if not self._file(step).is_file()]
+        if missing:
+            raise FailedCheck(
+                f"{self._file(missing[0])}: not there, though the run went on from a later step; "
+                f"remove {self.build.scratch} to start anew"
+            )
+        return pd.concat([read_table(self._file(step)) for step in sorted(self.fractions)])
+
+
+def _means(table: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Per set the mean score, log-ratio (where it is known), length and share of ended answers at the last step."""
+    last = table[table["step"] == table["step"].max()]
+    columns = ["score", "log_ratio", "tokens", "ended"]
+    return {
+        str(name): {column: round(float(rows[column].mean()), 6) for column in columns if rows[column].notna().all()}
+        for name, rows in last.groupby("set")
+    }
+
+
+def _trained(build: Build, options: RunOptions) -> _Evaluation:
+    from prefopt.trainer import Visits, total_steps
+
+    spec = build.node.spec
+    train = TrainSpec.model_validate(spec["train"])
+    model, tokenizer = policy_of(build, options, train.precision)
+    objective = policy_objective(build, options, model)
+    fractions = steps_of_fractions(spec["evaluate"]["at"], total_steps(train, objective.size))
+    scored = any(declared["kl"] for declared in spec["evaluate"]["sets"].values())
+    reference = policy_of(build, options)[0] if scored else None
+    evaluation = _Evaluation(build, options, tokenizer, fractions, reference=reference, precision=train.precision)
+    visits = Visits(frozenset(fractions), evaluation.visit)
+    run_training(build, options, model, objective, spec["seed"], visits=visits)
+    return evaluation
+
+
+def _reference_evaluated(build: Build, options: RunOptions) -> _Evaluation:
+    model, tokenizer = policy_of(build, options)
+    evaluation = _Evaluation(build, options, tokenizer, fractions={0: 0.0})
+    evaluation.visit(model, 0)
+    write_lines(build.work / "metrics.jsonl", [])
+    build.summary |= {"steps": 0, "train_seconds": 0.0}
+    return evaluation
+
+
+def run_trial(build: Build, options: RunOptions) -> None:
+    """Write answers.parquet and metrics.jsonl of a policy trained with one loss, or of the reference itself.
+
+    answers.parquet has a row per set, step, draw and prompt: the judge's score, log policy - log reference of the
+    sampled answer (nats), its length in tokens. A run that was cut off keeps the answers that it has drawn.
+    """
+    evaluation = _reference_evaluated(build, options) if build.node.spec["loss"] is None else _trained(build, options)
+    table = evaluation.table()
+    write_table(build.work / "answers.parquet", table)
+    build.summary |= {"answers": len(table), "answer_seconds": round(evaluation.seconds, 3), "sets": _means(table)}

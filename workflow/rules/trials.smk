@@ -1,0 +1,37 @@
+# Trials of grid items: a policy and its answers to the evaluation prompts, in one job.
+
+
+rule run_trial:
+    """Train a policy from the reference, or none, and answer the evaluation prompts along the way."""
+    input:
+        spec=ancient(f"{RESULTS}/specs/trials/{{id}}.json"),
+        model=ancient(parent("trials", "model")),
+        tokens=ancient(parent("trials", "tokens")),
+        reference=ancient(parent("trials", "reference")),
+        dispersion=ancient(parent("trials", "dispersion")),
+        rewards=ancient(parent("trials", "rewards")),
+        samples=ancient(parent("trials", "samples")),
+        sets=ancient(parents("trials", "set.")),
+        judges=ancient(parents("trials", "judge")),
+        classifier=ancient(parent("trials", "classifier")),
+    output:
+        answers=f"{RESULTS}/trials/{{id}}/answers.parquet",
+        curve=f"{RESULTS}/trials/{{id}}/metrics.jsonl",
+        manifest=f"{RESULTS}/trials/{{id}}/manifest.json",
+    log:
+        f"{RESULTS}/logs/trials/{{id}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/trials/{{id}}.tsv"
+    conda:
+        "../../envs/prefopt.yaml"
+    threads: EXECUTION.threads
+    resources:
+        mem_mb=memory(8),
+        runtime=minutes(480),
+        gpu=EXECUTION.gpus,
+        device=DEVICE,
+        micro_batch=micro_batch,
+        checkpoint_steps=EXECUTION.checkpoint_steps,
+    shell:
+        "python -m prefopt run-trial --spec {input.spec:q} --device {resources.device}"
+        " --micro-batch {resources.micro_batch} --checkpoint-steps {resources.checkpoint_steps} >> {log:q} 2>&1"
