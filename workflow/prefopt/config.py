@@ -132,6 +132,8 @@ def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> Confi
     content = {**content, **(overrides or {})}
     if isinstance(content.get("items"), str):
         content["items"] = [name.strip() for name in content["items"].split(",") if name.strip()]
+    if content.get("full") in ("true", "false"):  # Snakemake gives words of the command line as text
+        content["full"] = content["full"] == "true"
     return parse(Config, content, str(path))
 
 
