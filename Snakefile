@@ -23,6 +23,7 @@ localrules:
     exact,
     mallowspo,
     reward_distillation,
+    own,
     artifacts,
 
 
@@ -57,6 +58,12 @@ rule reward_distillation:
     """The items of robust preference optimization through reward-model distillation, arXiv 2405.19316."""
     input:
         items(paper="reward_distillation"),
+
+
+rule own:
+    """The project's own items that config.yaml names."""
+    input:
+        items(paper="own"),
 
 
 rule artifacts:

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from prefopt import exact, items
 from prefopt.artifacts import Node, building, read_json, read_table, write_json, write_lines, write_table
 from prefopt.exact import collect_exact
-from prefopt.figures import drawing
+from prefopt.figures import arms_figure, drawing
 from prefopt.items import collect_item
 
 HOSTILE = "<script>alert('x')</script> & \"quoted\""
@@ -225,9 +226,19 @@ def item(results: Path, name: str, gains: dict[str, float], expect: list[dict], 
         name,
         spec,
         parents,
-        lambda work: write_json(work / "item.json", content),
+        lambda work: paper_files(work, content),
         verdict=content["verdict"],
     )
+
+
+def paper_files(work: Path, content: dict) -> None:
+    """What the stage paper-item writes; of an exact item the caller draws the figure."""
+    write_json(work / "item.json", content)
+    exactly = content["scale"] == "exact"
+    (work / "table.csv").write_text((exact if exactly else items).table(content).to_csv(index=False))
+    (work / "table.md").write_text((exact if exactly else items).markdown(content))
+    if not exactly:
+        (work / "figure.svg").write_text(arms_figure(content))
 
 
 def claim(arm: str, than: str | float, metric: str = "win_rate", text: str = "the weighted loss wins more often"):
@@ -297,7 +308,7 @@ def exact_item(results: Path) -> Node:
     content = collect_exact(spec, values, study.ref)
 
     def fill_item(work: Path) -> None:
-        write_json(work / "item.json", content)
+        paper_files(work, content)
         figure = results / study.ref / "figures" / "second_by_name.svg"
         (work / "figure.svg").write_text(figure.read_text())
 

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from transformers import GenerationConfig
 
 import tiny
+from prefopt import generation
+from prefopt.artifacts import Node, read_json
 from prefopt.errors import BadInput
 from prefopt.generation import generate
 from prefopt.specs import SamplingSpec
+from prefopt.vllm_engine import request
 
 PROMPTS = [[tiny.BOS, *row] for row in tiny.token_rows(10, 1, 9, seed=2)]
 
@@ -21,9 +26,9 @@ def model():
     return model
 
 
-def run(model, prompts=PROMPTS, **settings):
+def run(model, prompts=PROMPTS, state=None, **settings):
     sampling = SamplingSpec(**{"max_new_tokens": 20, "batch_size": 4, **settings})
-    return generate(model, tiny.tokenizer(), prompts, sampling, progress=False)
+    return generate(model, tiny.tokenizer(), prompts, sampling, state=state, progress=False)
 
 
 def greedy_by_hand(model, prompt, length):
@@ -102,3 +107,66 @@ def test_prompts_that_do_not_fit_are_refused(model):
     with pytest.raises(BadInput, match="prompt 1 has no tokens"):
         run(model, prompts=[[1], []])
     assert run(model, prompts=[]) == ([], [])
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_run_goes_on_after_its_last_whole_batch(model, tmp_path, monkeypatch):
+    whole = run(model)
+    drawn, decode = [], generation._ended_rows
+
+    def counted(draw, prompts, *rest):
+        if len(drawn) == 2:
+            raise Killed
+        drawn.append(prompts)
+        return decode(draw, prompts, *rest)
+
+    monkeypatch.setattr(generation, "_ended_rows", counted)
+    with pytest.raises(Killed):
+        run(model, state=tmp_path)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["batch-000000.json", "batch-000001.json"]
+    assert drawn == [PROMPTS[:4], PROMPTS[4:8]]
+    drawn[:] = [None]  # one more may be drawn
+    assert run(model, state=tmp_path) == whole
+    assert drawn == [None, PROMPTS[8:]]
+
+
+def test_batches_of_other_prompts_or_another_sampling_are_drawn_again(model, tmp_path):
+    first = run(model, state=tmp_path)
+    kept = read_json(tmp_path / "batch-000000.json")
+    assert run(model, state=tmp_path, seed=1) == run(model, seed=1) != first
+    assert read_json(tmp_path / "batch-000000.json")["of"] != kept["of"]
+    assert run(model, state=tmp_path, prompts=PROMPTS[::-1]) == run(model, prompts=PROMPTS[::-1])
+
+
+def test_the_default_engine_is_in_no_spec_so_that_ids_are_as_before_there_were_engines():
+    plain = {"max_new_tokens": 32, "temperature": 1.0, "top_p": 1.0, "batch_size": 64, "seed": 0}
+    assert SamplingSpec().model_dump() == plain
+    assert SamplingSpec.model_validate(plain) == SamplingSpec(engine="transformers")
+    other = SamplingSpec(engine="vllm").model_dump()
+    assert other == {**plain, "engine": "vllm"}
+    assert SamplingSpec.model_validate(other).engine == "vllm"
+    spec = {"prompts": 40, "sampling": SamplingSpec().model_dump()}
+    assert Node("generations", 1, "sft", spec).id == "sft-ab990ccf"
+
+
+def test_vllm_that_is_not_installed_is_named_with_the_way_out(model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(BadInput, match=r"vLLM cannot be imported .* pip install 'prefopt\[vllm\]'"):
+        run(model, engine="vllm")
+
+
+def test_vllm_is_asked_for_the_declared_sampling_and_no_more():
+    asked = request(SamplingSpec(temperature=0.7, top_p=0.9, max_new_tokens=5), [2, 7], seed=2**63 + 4)
+    assert asked == {
+        "max_tokens": 5,
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "top_k": 0,
+        "seed": 4,
+        "stop_token_ids": [2, 7],
+        "ignore_eos": True,
+        "detokenize": False,
+    }

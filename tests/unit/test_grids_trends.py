@@ -288,3 +288,10 @@ def test_weights_of_the_item_share_bins_and_list_prompts_once():
     assert home["lowest"][0] == {"prompt": "prompt 0", "weight": 0.0, "kind": "open"}
     assert (home["mean"], home["closed_minus_open"]) == pytest.approx((11.3 / 6, 11 / 3 - 0.1))
     assert film["closed_minus_open"] is None
+
+
+def test_with_one_setting_there_is_nothing_to_select():
+    points = [point("a", c, beta=0.1) for c in RHO]
+    runs = {(i, s): trial(answers(BASE)) for i in range(3) for s in range(3)}
+    row = judged(grid(points, [trend("selected.beta")], conditions=CONDITIONS), runs)[0]
+    assert (row["verdict"], row["reason"]) == (NOT_RUN, "a ran at one setting: there is nothing to select")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from prefopt.errors import BadInput
@@ -53,13 +54,18 @@ def steps_of_fractions(fractions: Sequence[float], steps: int) -> dict[int, floa
 
 
 def draw_answers(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt_ids: Ids, sampling: SamplingSpec
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_ids: Ids,
+    sampling: SamplingSpec,
+    *,
+    state: Path | None = None,
 ) -> list[Answer]:
-    """One answer per prompt, in the prompts' order; BadInput as ``generation.generate`` raises it."""
+    """One answer per prompt, in the prompts' order; ``state`` and BadInput as in ``generation.generate``."""
     from prefopt.generation import generate
     from prefopt.tokens import response_texts
 
-    drawn = generate(model, tokenizer, prompt_ids, sampling)
+    drawn = generate(model, tokenizer, prompt_ids, sampling, state=state)
     texts = response_texts(tokenizer, drawn.response_ids)
     rows = zip(drawn.response_ids, texts, drawn.ended, strict=True)
     return [Answer(ids=ids, text=text, ended=ended) for ids, text, ended in rows]

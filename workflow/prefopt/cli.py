@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from prefopt import __version__, warm
 from prefopt.errors import EXIT_DONE, EXIT_TRY_AGAIN, BadInput, FailedCheck, PrefoptError
-from prefopt.stages import STAGES, RunOptions, Stage
+from prefopt.stages import STAGES, RunOptions, Stage, rankings
 
 if TYPE_CHECKING:
     from prefopt.plan import Plan
@@ -60,8 +60,15 @@ def _parser() -> argparse.ArgumentParser:
         _add_stage(verbs, common, stage)
     _add_configured(verbs, common, "plan", "list what the configuration asks for, and what is there already", _plan)
     _add_configured(verbs, common, "verify", "re-check every artifact against its manifest and its parents", _verify)
+    export = _add_configured(
+        verbs, common, "export", "copy finished items' small results into a folder for git", _export
+    )
+    export.add_argument("--out", type=Path, default=Path("docs/results"), help="default: %(default)s")
+    export.add_argument("--readme", type=Path, help="also renew the table of results in this file")
     _add_over_items(verbs, common, "report", "write one self-contained HTML page about finished items", _report)
     _add_over_items(verbs, common, "publish", "import finished runs into MLflow; twice changes nothing", _publish)
+    _add_show_answers(verbs, common)
+    rankings.add_verbs(verbs, common)
     text = "run Snakemake, one run at a time, its jobs forked from a process that has imported torch"
     start = verbs.add_parser("launch", parents=[common], help=text, description=text)
     start.add_argument("command", nargs="+", metavar="COMMAND", help="for example: -- snakemake --cores 2")
@@ -97,12 +104,26 @@ def _add_stage(verbs: argparse._SubParsersAction, common: argparse.ArgumentParse
 def _add_annotated(verb: argparse.ArgumentParser) -> None:
     files = verb.add_argument_group("instead of --spec", "win rates, also length-controlled, of a judge's own file")
     files.add_argument("--annotations", type=Path, help="AlpacaEval's annotations, .json or .csv, also with .gz")
+    _add_beside_annotations(files)
+    files.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_beside_annotations(files: argparse._ActionsContainer) -> None:
     for name, text in _ANNOTATED_FILES.items():
         files.add_argument(f"--{name}", type=Path, help=text)
     files.add_argument(
         "--by-position", action="store_true", help="number prompts by their row, as published figures do"
     )
-    files.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_show_answers(verbs: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
+    text = "write one HTML page of win rates, figures, and every prompt with both answers and the verdict"
+    verb = verbs.add_parser("show-answers", parents=[common], help=text, description=text)
+    text = "AlpacaEval's annotations or the judge stage's, .json or .csv, also with .gz"
+    verb.add_argument("--annotations", type=Path, nargs="+", required=True, metavar="FILE", help=text)
+    _add_beside_annotations(verb)
+    verb.add_argument("--out", type=Path, required=True, help="the page to write")
+    verb.set_defaults(run=_show_answers)
 
 
 def _count(text: str) -> int:
@@ -114,7 +135,7 @@ def _count(text: str) -> int:
 
 def _add_configured(
     verbs: argparse._SubParsersAction, common: argparse.ArgumentParser, name: str, text: str, run: object
-) -> None:
+) -> argparse.ArgumentParser:
     verb = verbs.add_parser(name, parents=[common], help=text, description=text)
     verb.add_argument("--config", type=Path, default=Path("config/config.yaml"), help="default: %(default)s")
     verb.add_argument("--items", help="comma-separated paper/item names or patterns, instead of the config file's")
@@ -122,6 +143,7 @@ def _add_configured(
     verb.add_argument("--results", help="results folder, instead of the config file's")
     verb.add_argument("--full", action="store_true", default=None, help="grids in full, not their quick part")
     verb.set_defaults(run=run)
+    return verb
 
 
 def _add_over_items(
@@ -167,6 +189,17 @@ def _win_rate(arguments: argparse.Namespace) -> None:
         print("\n".join(f"{name:27} {value}" for name, value in model.items()), end="\n\n")
 
 
+def _show_answers(arguments: argparse.Namespace) -> None:
+    from prefopt.artifacts import write_text
+    from prefopt.evaluation_page import render_page
+    from prefopt.stages.shown import evaluations_of
+
+    options = {name: getattr(arguments, name) for name in (*_ANNOTATED_FILES, "by_position")}
+    html = render_page(evaluations_of(arguments.annotations, **options))
+    write_text(arguments.out, html)
+    print(f"answers: {arguments.out} ({len(html.encode('utf-8')) / 1e6:.1f} MB)")
+
+
 def _loaded_plan(arguments: argparse.Namespace) -> Plan:
     from prefopt.plan import load_plan
 
@@ -187,6 +220,18 @@ def _plan(arguments: argparse.Namespace) -> None:
     for name, node in plan.items.items():
         print(f"item  {name}: {results / node.ref}")
     print(f"{len(plan.items)} items, {len(plan.nodes)} artifacts, {missing} to make")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from prefopt.exports import export_items, update_readme
+
+    plan = _loaded_plan(arguments)
+    refs = {name: node.ref for name, node in plan.items.items()}
+    export_items(Path(plan.config.results), refs, arguments.out)
+    print(f"{len(refs)} items exported to {arguments.out}")
+    if arguments.readme is not None:
+        changed = update_readme(arguments.readme, arguments.out)
+        print(f"{arguments.readme}: {'table of results renewed' if changed else 'table of results as it was'}")
 
 
 def _verify(arguments: argparse.Namespace) -> None:

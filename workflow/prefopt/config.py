@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from prefopt.errors import BadInput, nearest
-from prefopt.specs import Config, DataSpec, ExactItemSpec, GridItemSpec, ItemSpec, ModelSpec
+from prefopt.specs import Config, DataSpec, ExactItemSpec, GridItemSpec, ItemSpec, JudgeSpec, ModelSpec
 
 Spec = TypeVar("Spec", bound=BaseModel)
 
@@ -151,7 +151,7 @@ def item_files(config_dir: Path, patterns: list[str]) -> list[Path]:
 
 
 def load_item(path: Path) -> ItemSpec | GridItemSpec | ExactItemSpec:
-    """One declaration, with names of data and models replaced by their entries of datasets.yaml and models.yaml.
+    """One declaration, with names of data, models and judges replaced by their entries of datasets.yaml and so on.
 
     A declaration with a ``study`` is an exact item, which has neither; one with ``conditions`` is a grid.
     """
@@ -161,12 +161,16 @@ def load_item(path: Path) -> ItemSpec | GridItemSpec | ExactItemSpec:
     config_dir = next(p.parent for p in path.parents if p.name == "experiments")
     is_grid = isinstance(content, dict) and "conditions" in content
     item = parse(GridItemSpec if is_grid else ItemSpec, content, str(path))
-    entries = {"data": config_dir / "datasets.yaml", "model": config_dir / "models.yaml"}
+    entries = {kind: config_dir / f"{name}.yaml" for kind, name in _ENTRIES.items()}
     return _resolved(item, entries)
 
 
+_ENTRIES = {"data": "datasets", "model": "models", "judge": "judges"}
+_ORACLE = "oracle"  # a judge that has a name and no entry
+
+
 def _resolved(value: Any, files: Mapping[str, Path]) -> Any:
-    """A declaration with every name of a data set or model in it, at any depth, replaced by what it names."""
+    """A declaration with every name of a data set, model or judge in it, at any depth, replaced by what it names."""
     if isinstance(value, dict):
         return {key: _resolved(part, files) for key, part in value.items()}
     if not isinstance(value, BaseModel):
@@ -175,11 +179,13 @@ def _resolved(value: Any, files: Mapping[str, Path]) -> Any:
         "classifier": (files["data"], DataSpec),
         "data": (files["data"], DataSpec),
         "model": (files["model"], ModelSpec),
+        "judge": (files["judge"], JudgeSpec),
     }
     update = {}
     for name in type(value).model_fields:
         part = getattr(value, name)
-        resolved = _named(part, *fields[name]) if name in fields and isinstance(part, str) else _resolved(part, files)
+        named = name in fields and isinstance(part, str) and (name, part) != ("judge", _ORACLE)
+        resolved = _resolved(_named(part, *fields[name]) if named else part, files)
         if resolved is not part:
             update[name] = resolved
     return value.model_copy(update=update) if update else value

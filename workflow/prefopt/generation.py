@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from prefopt.artifacts import canonical_json, read_json, write_json
 from prefopt.errors import BadInput
 from prefopt.progress import Progress
 from prefopt.tokens import end_ids
@@ -14,6 +18,9 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from prefopt.specs import SamplingSpec
+
+Ids = Sequence[Sequence[int]]
+DrawBatch = Callable[[Ids, int], list[list[int]]]  # prompts and a seed -> tokens, which may go on after the first end
 
 
 class Generations(NamedTuple):
@@ -40,39 +47,42 @@ def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompt_ids: Sequence[Sequence[int]],
+    prompt_ids: Ids,
     sampling: SamplingSpec,
     *,
+    state: Path | None = None,
     progress: bool = True,
 ) -> Generations:
     """One response per prompt, in the prompts' order; temperature 0 takes the most likely token.
 
     Batch b of sampling.batch_size prompts draws from the seed (sampling.seed, b), so that what is sampled depends on
     the prompts and the sampling spec only. The model's own decoding defaults are not used, and the global random
-    state is left as it was. Raises BadInput for an empty prompt, and where a prompt and max_new_tokens exceed the
-    positions that the model was made for.
+    state is left as it was. Finished batches are kept in the folder ``state`` and not drawn again; a folder belongs to
+    one model. Raises BadInput for an empty prompt, where a prompt and max_new_tokens exceed the positions that the
+    model was made for, and for an engine that is not installed.
     """
-    import torch
-
     _check_prompts(model, prompt_ids, sampling)
     ends = end_token_ids(model, tokenizer)
     responses: list[list[int]] = []
-    gpus = range(torch.cuda.device_count()) if model.device.type == "cuda" else []
     starts = range(0, len(prompt_ids), sampling.batch_size)
     with (
-        _decoding(model, _generation_config(sampling, ends)),
-        torch.random.fork_rng(devices=gpus),
-        torch.no_grad(),
+        _engine(model, tokenizer, sampling, ends) as draw,
         Progress(len(starts), "generate", shown=progress) as bar,
     ):
         for number, start in enumerate(starts):
-            torch.manual_seed(_batch_seed(sampling.seed, number))
-            responses += _one_batch(model, prompt_ids[start : start + sampling.batch_size], ends)
+            prompts = [[*prompt] for prompt in prompt_ids[start : start + sampling.batch_size]]
+            seed = _batch_seed(sampling.seed, number)
+            batch = partial(_ended_rows, draw, prompts, seed, ends)
+            if state is None:
+                responses += batch()
+            else:
+                asked = {"prompts": prompts, "sampling": sampling.model_dump(), "seed": seed, "ends": ends}
+                responses += _kept(state / f"batch-{number:06d}.json", asked, batch)
             bar.advance()
     return Generations(responses, [response[-1] in ends for response in responses])
 
 
-def _check_prompts(model: PreTrainedModel, prompt_ids: Sequence[Sequence[int]], sampling: SamplingSpec) -> None:
+def _check_prompts(model: PreTrainedModel, prompt_ids: Ids, sampling: SamplingSpec) -> None:
     if any(len(prompt) == 0 for prompt in prompt_ids):
         raise BadInput(f"prompt {[len(p) for p in prompt_ids].index(0)} has no tokens; a prompt needs at least one")
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -84,10 +94,49 @@ def _check_prompts(model: PreTrainedModel, prompt_ids: Sequence[Sequence[int]], 
         )
 
 
+def _kept(path: Path, asked: dict[str, Any], draw: Callable[[], list[list[int]]]) -> list[list[int]]:
+    """The responses in a file that was made for ``asked``; else they are drawn and written there."""
+    digest = hashlib.sha256(canonical_json(asked).encode()).hexdigest()
+    kept = read_json(path) if path.is_file() else {"of": None}
+    if kept["of"] != digest:
+        kept = {"of": digest, "responses": draw()}
+        write_json(path, kept)
+    return kept["responses"]
+
+
 def _batch_seed(seed: int, number: int) -> int:
     import numpy as np
 
     return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+@contextmanager
+def _engine(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sampling: SamplingSpec, ends: list[int]
+) -> Iterator[DrawBatch]:
+    """What draws a batch: vLLM, the loop of ``decoding`` where it knows the model, else transformers' ``generate``."""
+    if sampling.engine == "vllm":
+        from prefopt.vllm_engine import vllm_drawing
+
+        with vllm_drawing(model, tokenizer, sampling, ends) as draw:
+            yield draw
+        return
+    import torch
+
+    from prefopt.decoding import decode, decodes
+    from prefopt.drawing import Drawer
+
+    def draw(prompts: Ids, seed: int) -> list[list[int]]:
+        known = decodes(model)
+        torch.manual_seed(seed)
+        if not known:
+            return _transformers_batch(model, prompts, ends)
+        choose = Drawer(sampling, len(prompts))
+        return decode(model, prompts, choose=choose, ends=ends, max_new_tokens=sampling.max_new_tokens)
+
+    gpus = range(torch.cuda.device_count()) if model.device.type == "cuda" else []
+    with _decoding(model, _generation_config(sampling, ends)), torch.random.fork_rng(devices=gpus), torch.no_grad():
+        yield draw
 
 
 def _generation_config(sampling: SamplingSpec, ends: list[int]) -> GenerationConfig:
@@ -110,8 +159,8 @@ def _decoding(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None
         model.generation_config = own
 
 
-def _one_batch(model: PreTrainedModel, prompt_ids: Sequence[Sequence[int]], ends: list[int]) -> list[list[int]]:
-    """Responses to one batch of left-padded prompts, each cut after its first end token."""
+def _transformers_batch(model: PreTrainedModel, prompt_ids: Ids, ends: list[int]) -> list[list[int]]:
+    """Tokens after one batch of left-padded prompts."""
     import torch
 
     rows = [torch.tensor(prompt) for prompt in prompt_ids]
@@ -119,7 +168,12 @@ def _one_batch(model: PreTrainedModel, prompt_ids: Sequence[Sequence[int]], ends
     lengths = torch.tensor([len(prompt) for prompt in prompt_ids])
     attention = (torch.arange(ids.shape[1]) >= ids.shape[1] - lengths[:, None]).long()
     out = model.generate(input_ids=ids.to(model.device), attention_mask=attention.to(model.device))
-    return [_cut(row, ends) for row in out[:, ids.shape[1] :].tolist()]
+    return out[:, ids.shape[1] :].tolist()
+
+
+def _ended_rows(draw: DrawBatch, prompts: Ids, seed: int, ends: list[int]) -> list[list[int]]:
+    """Responses to a batch, each cut after its first end token."""
+    return [_cut(row, ends) for row in draw(prompts, seed)]
 
 
 def _cut(ids: list[int], ends: list[int]) -> list[int]:

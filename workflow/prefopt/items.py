@@ -110,7 +110,10 @@ class _Runs:
             summary = self._baseline_summary(len(seeds))
         else:
             measured = self._seeds(name)
-            summary = {m: estimate(self._values({name: measured}, m)[name]) for m in _METRICS} if measured else {}
+            metrics = (
+                [m for m in _METRICS if m != "reward_advantage" or self._scored(name, measured)] if measured else []
+            )
+            summary = {m: estimate(self._values({name: measured}, m)[name]) for m in metrics}
         return {"loss": dict(loss), "baseline": baseline, "seeds": seeds, "summary": summary}
 
     def judge(self, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,6 +129,10 @@ class _Runs:
 
     def _is_measured(self, side: str | float) -> bool:
         return isinstance(side, str) and side != self.spec["against"]
+
+    def _scored(self, arm: str, seeds: list[int]) -> bool:
+        """Whether the judge scored every answer alone; one that sees two answers gives no rewards."""
+        return all("reward_model" in self.results[arm, seed]["prompts"] for seed in seeds)
 
     def _seeds(self, arm: str) -> list[int]:
         return [s for s in self.spec["seeds"] if "prompts" in self.results.get((arm, s), {})]

@@ -1,12 +1,11 @@
 """Comparing two sets of responses: every judge is asked in both orders, and the answers are un-swapped here.
 
 A preference is coded as AlpacaEval does: 1 = the first shown wins, 2 = the second shown wins, 1.5 = a draw, fractions
-between them are probabilities, NaN = no answer.
+between them are probabilities, NaN = no usable answer.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +14,19 @@ import numpy as np
 
 from prefopt.errors import FailedCheck
 
-Judge = Callable[[Sequence[Any], Sequence[Any], Sequence[Any]], np.ndarray]
-"""(prompts, first responses, second responses) -> preference for the second shown, [N] in [1, 2]."""
+_SHOWN_RAW = 3
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Preferences for the second shown response, [N] in [1, 2] or NaN; ``raw``: what a judge that speaks said."""
+
+    preference: np.ndarray
+    raw: Sequence[str] | None = None
+
+
+Judge = Callable[[Sequence[Any], Sequence[Any], Sequence[Any]], Verdicts]
+"""(prompts, first responses, second responses) -> verdicts on the second shown."""
 
 
 @dataclass(frozen=True)
@@ -30,30 +40,62 @@ class ScalarJudge:
     score: Callable[[Sequence[Any], Sequence[Any]], np.ndarray]
     soft: bool
 
-    def __call__(self, prompts: Sequence[Any], first: Sequence[Any], second: Sequence[Any]) -> np.ndarray:
+    def __call__(self, prompts: Sequence[Any], first: Sequence[Any], second: Sequence[Any]) -> Verdicts:
         """Preferences for the second shown response."""
         difference = self.score(prompts, second) - self.score(prompts, first)
         if self.soft:
-            return 1.0 + np.exp(-np.logaddexp(0.0, -difference))
-        return 1.5 + 0.5 * np.sign(difference)
+            return Verdicts(1.0 + np.exp(-np.logaddexp(0.0, -difference)))
+        return Verdicts(1.5 + 0.5 * np.sign(difference))
+
+
+@dataclass(frozen=True)
+class BothOrders:
+    """The judgements of N prompts, both as the preference for the *model*.
+
+    ``baseline_first``: as answered with (baseline, model). ``model_first``: 3 - the answer to (model, baseline).
+    ``raw``: what the judge said, by the same names; none of a judge that only scores.
+    """
+
+    baseline_first: np.ndarray
+    model_first: np.ndarray
+    raw: dict[str, Sequence[str]]
+
+    @property
+    def missing(self) -> int:
+        """Judgements, of 2 N, without a usable answer."""
+        return int(np.isnan(self.baseline_first).sum() + np.isnan(self.model_first).sum())
 
 
 def judge_both_orders(
-    judge: Judge, prompts: Sequence[Any], model: Sequence[Any], baseline: Sequence[Any]
-) -> dict[str, np.ndarray]:
-    """Ask in both orders; both answers are given as the preference for the *model*.
+    judge: Judge,
+    prompts: Sequence[Any],
+    model: Sequence[Any],
+    baseline: Sequence[Any],
+    *,
+    max_unparsable: float = 0.0,
+) -> BothOrders:
+    """Ask in both orders.
 
-    ``baseline_first``: as answered with (baseline, model). ``model_first``: 3 - the answer to (model, baseline).
-    Raises FailedCheck where a prompt has no answer: a missing judgement is never dropped in silence.
+    Raises FailedCheck, with some of the answers as they were given, where more than the share ``max_unparsable`` of
+    the 2 N judgements has no usable answer: a missing judgement is never dropped in silence.
     """
-    answers = {
-        "baseline_first": judge(prompts, baseline, model),
-        "model_first": 3.0 - judge(prompts, model, baseline),
-    }
-    for order, preference in answers.items():
-        missing = [i for i, p in enumerate(preference) if math.isnan(p)]
-        if missing:
-            raise FailedCheck(
-                f"{len(missing)} of {len(preference)} judgements missing ({order}), first at {missing[0]}"
-            )
-    return answers
+    straight, swapped = judge(prompts, baseline, model), judge(prompts, model, baseline)
+    by_order = {"baseline_first": straight, "model_first": swapped}
+    raw = {order: verdicts.raw for order, verdicts in by_order.items() if verdicts.raw is not None}
+    judged = BothOrders(straight.preference, 3.0 - swapped.preference, raw)
+    asked = 2 * len(prompts)
+    if judged.missing > max_unparsable * asked:
+        raise FailedCheck(
+            f"{judged.missing} of {asked} judgements have no usable answer, over the declared share max_unparsable "
+            f"{max_unparsable:g}; first: {'; '.join(_examples(by_order))}"
+        )
+    return judged
+
+
+def _examples(by_order: dict[str, Verdicts]) -> list[str]:
+    found = []
+    for order, verdicts in by_order.items():
+        for row in np.flatnonzero(np.isnan(verdicts.preference)):
+            said = verdicts.raw[row] if verdicts.raw is not None else "nothing"
+            found.append(f"prompt {row} ({order}): {said[:200]}")
+    return found[:_SHOWN_RAW]

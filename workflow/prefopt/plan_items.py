@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefopt.errors import BadInput, nearest
+from prefopt.judges.identity import judge_identity
 from prefopt.sources import data_identity, model_identity
-from prefopt.specs import EnsembleSpec, ItemSpec, SamplingSpec
+from prefopt.specs import EnsembleSpec, ItemSpec, LmJudgeSpec, SamplingSpec, ScratchModel, ServerJudgeSpec
 from prefopt.wiring import Wiring, check_lengths, plan_sft, resolve_arm
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ class ItemPlanner:
     """Builds the nodes of one item, from its data up."""
 
     def __init__(self, plan: Plan, item: ItemSpec, data_root: Path) -> None:
-        self.plan, self.item = plan, item
+        self.plan, self.item, self.data_root = plan, item, data_root
         samplings = [item.evaluate.sampling, *([item.samples] if item.samples else [])]
         check_lengths(item.model, item.tokens, samplings)
         data_spec, data_execution, name = data_identity(item.data, data_root)
@@ -62,17 +63,28 @@ class ItemPlanner:
         parents = {"pairs": self.pairs, "tokens": self.tokens, "model": model}
         return self.plan.add("generations", model.name, spec, parents)
 
-    def _judge(self) -> tuple[dict[str, Any], dict[str, Node]]:
+    def _judge(self) -> tuple[dict[str, Any], dict[str, Node], dict[str, Any]]:
+        """Spec, parents and execution settings of a judgement, but for what is judged."""
         judge = self.item.evaluate.judge
+        if isinstance(judge, LmJudgeSpec | ServerJudgeSpec):
+            spec, execution = judge_identity(judge)
+            parents = {"judge": self._judge_model(judge)} if isinstance(judge, LmJudgeSpec) else {}
+            return {"judge": spec}, parents, {"judge": execution} if execution else {}
         if isinstance(judge, EnsembleSpec):
             if judge.split != "judge":
                 raise BadInput("evaluate.judge: a held-out judge trains on 'split: judge', which no learner sees")
             if self.item.data.splits.judge == 0:
                 raise BadInput("evaluate.judge: the data's 'splits' give the judge no share")
-            return {"judge": "reward_model"}, {f"judge{k}": m for k, m in enumerate(self.wiring.members(judge))}
+            return {"judge": "reward_model"}, {f"judge{k}": m for k, m in enumerate(self.wiring.members(judge))}, {}
         if not self.world:
-            raise BadInput("evaluate.judge: the oracle exists for the demo world only; declare a reward-model judge")
-        return {"judge": "oracle"}, {}
+            raise BadInput("evaluate.judge: the oracle exists for the demo world only; declare another judge")
+        return {"judge": "oracle"}, {}, {}
+
+    def _judge_model(self, judge: LmJudgeSpec) -> Node:
+        if isinstance(judge.model, ScratchModel):
+            raise BadInput("evaluate.judge: a model from scratch judges at random; name a local or hub model")
+        spec, execution, name = model_identity(judge.model, self.data_root)
+        return self.plan.add("base", name, spec, execution=execution)
 
     def item_node(self) -> Node:
         """Policies, evaluations and the item over all arms and seeds."""
@@ -81,7 +93,7 @@ class ItemPlanner:
         if against != "reference" and against not in item.arms:
             raise BadInput(f"evaluate.against: no arm '{against}'; {nearest(against, [*item.arms, 'reference'])}")
         self._check_claims()
-        judge_spec, judge_parents = self._judge()
+        judge_spec, judge_parents, judge_execution = self._judge()
         sampling = item.evaluate.sampling
         parents: dict[str, Node] = {"pairs": self.pairs, "tokens": self.tokens, "reference": self.reference}
         for seed in item.seeds:
@@ -101,6 +113,7 @@ class ItemPlanner:
                     policy.name,
                     judge_spec,
                     {"pairs": self.pairs, "generations": generations, "baseline": baseline, **judge_parents},
+                    judge_execution,
                 )
                 parents[f"metrics.{arm}.{seed}"] = self.plan.add("metrics", policy.name, {}, {"judgements": judgements})
             parents[f"baseline.{seed}"] = baseline
@@ -115,7 +128,10 @@ class ItemPlanner:
 
     def _check_claims(self) -> None:
         known = [*self.item.arms, "reference"]
+        pairwise = isinstance(self.item.evaluate.judge, LmJudgeSpec | ServerJudgeSpec)
         for row in self.item.expect:
+            if pairwise and row.metric == "reward_advantage":
+                raise BadInput("expect: a judge that sees two answers gives no reward; claim the metric 'win_rate'")
             for name in (row.arm, row.than):
                 if isinstance(name, str) and name not in known:
                     raise BadInput(f"expect: no arm '{name}'; {nearest(name, known)}")

@@ -8,17 +8,18 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from prefopt.losses import COMPOSITIONS, LOSSES
-from prefopt.specs import Config, DataSpec, ExactItemSpec, GridItemSpec, ItemSpec, ModelSpec
+from prefopt.specs import Config, DataSpec, ExactItemSpec, GridItemSpec, ItemSpec, JudgeSpec, ModelSpec
 from prefopt.studies import STUDIES
 
 
 def schemas() -> dict[str, str]:
-    """File name -> JSON schema text for config.yaml, item files, datasets.yaml and models.yaml."""
+    """File name -> JSON schema text for config.yaml, item files, datasets.yaml, models.yaml and judges.yaml."""
     models = {
         "config.schema.json": TypeAdapter(Config).json_schema(),
         "item.schema.json": _item_schema(),
         "datasets.schema.json": TypeAdapter(dict[str, DataSpec]).json_schema(),
         "models.schema.json": TypeAdapter(dict[str, ModelSpec]).json_schema(),
+        "judges.schema.json": TypeAdapter(dict[str, JudgeSpec]).json_schema(),
     }
     return {name: json.dumps(schema, indent=2, sort_keys=True) + "\n" for name, schema in models.items()}
 

@@ -95,6 +95,8 @@ class RunClaims:
         places = {c: value for c, value in places.items() if value is not None}
         if len(set(places.values())) < 2:
             raise Missing("fewer than two conditions with a value ran")
+        if row["quantity"].startswith("selected.") and all(len(grid.points_of(c, row["arm"])) == 1 for c in places):
+            raise Missing(f"{row['arm']} ran at one setting: there is nothing to select")
         x = np.array(list(places.values()), dtype=float)
         slopes = self._over_seeds(lambda seed: slope(x, np.array([self._quantity(row, c, seed) for c in places])))
         return seed_interval(np.array(list(slopes.values()))), {}

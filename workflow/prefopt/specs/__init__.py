@@ -26,6 +26,7 @@ from prefopt.specs.grids import (
     WeightsClaim,
 )
 from prefopt.specs.items import EvaluateSpec, ExpectSpec, ItemHead, ItemSpec
+from prefopt.specs.judges import JudgeSpec, LmJudgeSpec, PricesSpec, ServerJudgeSpec
 from prefopt.specs.models import HubModel, LocalModel, ModelSpec, ScratchModel, TokenizerSpec, TokensSpec
 from prefopt.specs.training import (
     ArmSpec,
@@ -69,6 +70,8 @@ __all__ = [
     "HubSource",
     "ItemHead",
     "ItemSpec",
+    "JudgeSpec",
+    "LmJudgeSpec",
     "LocalModel",
     "LossSpec",
     "ModelSpec",
@@ -77,6 +80,7 @@ __all__ = [
     "NumberClaim",
     "OrderClaim",
     "Positive",
+    "PricesSpec",
     "QuickSpec",
     "ReaderName",
     "ReferenceSpec",
@@ -86,6 +90,7 @@ __all__ = [
     "ScratchModel",
     "Seed",
     "SelectSpec",
+    "ServerJudgeSpec",
     "SftSpec",
     "SplitSpec",
     "StudySpec",

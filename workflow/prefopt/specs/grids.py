@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -80,6 +80,16 @@ class GridEvaluateSpec(Closed):
     judge: Literal["oracle"] | RewardJudgeSpec | ClassifierJudgeSpec = "oracle"
     select: SelectSpec | None = None
     against: Name = Field("reference", description="whom an arm's win rate is against, where the arm says nothing")
+
+    @field_validator("judge", mode="before")
+    @classmethod
+    def _scores_alone(cls, judge: Any) -> Any:
+        if (isinstance(judge, str) and judge != "oracle") or (isinstance(judge, dict) and "kind" in judge):
+            raise ValueError(
+                "a grid scores every answer alone, by the oracle, reward models or a classifier; a judge that sees two "
+                "answers belongs into an item without conditions"
+            )
+        return judge
 
     @field_validator("at")
     @classmethod

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Discriminator, Field, Tag, field_validator
 
 from prefopt.specs.base import Closed, Count, Name, Seed, unique_seeds
 from prefopt.specs.data import DataSpec
+from prefopt.specs.judges import LmJudgeSpec, ServerJudgeSpec
 from prefopt.specs.models import ModelSpec, TokensSpec
 from prefopt.specs.training import ArmSpec, EnsembleSpec, SamplingSpec, SftSpec, TrainSpec
+
+
+def _kind_of_judge(judge: Any) -> str:
+    """The tag of a judge's declaration: a name, a pairwise judge by its kind, else reward models."""
+    if isinstance(judge, str):
+        return "name"
+    kind = judge.get("kind") if isinstance(judge, dict) else getattr(judge, "kind", None)
+    return kind if kind in ("lm", "server") else "EnsembleSpec"
+
+
+Judge = Annotated[
+    Annotated[str, Tag("name")]
+    | Annotated[EnsembleSpec, Tag("EnsembleSpec")]
+    | Annotated[LmJudgeSpec, Tag("lm")]
+    | Annotated[ServerJudgeSpec, Tag("server")],
+    Discriminator(_kind_of_judge),
+]
 
 
 class EvaluateSpec(Closed):
@@ -17,8 +35,10 @@ class EvaluateSpec(Closed):
 
     prompts: Count = Field(200, description="at most so many test prompts")
     sampling: SamplingSpec = SamplingSpec()
-    judge: Literal["oracle"] | EnsembleSpec = Field(
-        "oracle", description="the world's oracle, or a held-out reward model"
+    judge: Judge = Field(
+        "oracle",
+        description="oracle (the world's), the name of a judge in judges.yaml, a held-out reward model, or a language "
+        "model that sees both answers",
     )
     against: Name = Field("reference", description="reference, or the name of an arm")
 

@@ -94,13 +94,18 @@ class DispersionSpec(Closed):
 
 
 class SamplingSpec(Closed):
-    """Decoding. The batch is part of the identity: sampled text depends on it."""
+    """Decoding. Batch and engine are part of the identity: sampled text depends on them."""
 
     max_new_tokens: Count = 32
     temperature: Annotated[float, Field(ge=0.0)] = 1.0
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     batch_size: Count = 64
     seed: Seed = 0
+    engine: Literal["transformers", "vllm"] = Field(
+        "transformers",
+        description="vllm needs the extra of that name; the default stands in no spec, so that ids are as without it",
+        exclude_if=lambda engine: engine == "transformers",
+    )
 
 
 class ForwardKlSpec(Closed):

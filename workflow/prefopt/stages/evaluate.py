@@ -7,11 +7,11 @@ import math
 from typing import Any
 
 from prefopt.artifacts import Build, join_one_to_one, read_json, read_table, write_json, write_table
-from prefopt.judging import ScalarJudge, judge_both_orders
+from prefopt.judging import judge_both_orders
 from prefopt.specs import SamplingSpec
 from prefopt.stages import RunOptions
 from prefopt.stages.common import policy_of, prompt_rows, prompt_texts
-from prefopt.stages.judges import scorer_of
+from prefopt.stages.judges import judge_of
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,8 @@ def generate(build: Build, options: RunOptions) -> None:
     prompts = prompt_texts(build.parent("pairs"), rows["prompt_id"], "test")
     model, tokenizer = policy_of(build, options)
     sampling = SamplingSpec.model_validate(dict(spec["sampling"]))
-    answers = draw_answers(model, tokenizer, rows["prompt_ids"].tolist(), sampling)
+    kept = build.scratch / "responses"
+    answers = draw_answers(model, tokenizer, rows["prompt_ids"].tolist(), sampling, state=kept)
     generator = build.node.parents["model"].rsplit("/", 1)[-1]
     outputs = [
         {
@@ -68,16 +69,14 @@ def judge(build: Build, options: RunOptions) -> None:
     model, baseline = (sides[role].to_dict("records") for role in ("generations", "baseline"))
     texts = prompt_texts(build.parent("pairs"), [row["prompt_id"] for row in model])
     prompts = [{"text": text, "ids": row["prompt_ids"]} for text, row in zip(texts, model, strict=True)]
-    annotator = build.node.spec["judge"]
-    judge_with = ScalarJudge(scorer_of(build, options, annotator), soft=annotator != "oracle")
-    orders = judge_both_orders(judge_with, prompts, model, baseline)
-    # a probability of winning is averaged over the orders, a verdict follows the two-order rule
-    outcome = combine_orders(
-        orders["baseline_first"], orders["model_first"], rule="mean" if judge_with.soft else "two_order"
-    )
-    rewards = {
-        f"reward_{name}": judge_with.score(prompts, rows) for name, rows in (("model", model), ("baseline", baseline))
-    }
+    with judge_of(build, options) as judge_with:
+        orders = judge_both_orders(judge_with.judge, prompts, model, baseline, max_unparsable=judge_with.max_unparsable)
+        # a probability of winning is averaged over the orders, a verdict follows the two-order rule
+        rule = "mean" if judge_with.soft else "two_order"
+        outcome = combine_orders(orders.baseline_first, orders.model_first, rule=rule)
+        scores = {"model": model, "baseline": baseline} if judge_with.score is not None else {}
+        rewards = {f"reward_{name}": judge_with.score(prompts, rows) for name, rows in scores.items()}
+        took = judge_with.took()
     annotations = [
         {
             "instruction": prompt["text"],
@@ -85,8 +84,8 @@ def judge(build: Build, options: RunOptions) -> None:
             "generator_1": base["generator"],
             "output_2": mine["text"],
             "generator_2": mine["generator"],
-            "annotator": annotator,
-            "preference": round(float(preference), 10),
+            "annotator": judge_with.name,
+            "preference": None if math.isnan(preference) else round(float(preference), 10),
         }
         for prompt, base, mine, preference in zip(prompts, baseline, model, outcome, strict=True)
     ]
@@ -94,7 +93,9 @@ def judge(build: Build, options: RunOptions) -> None:
     table = pd.DataFrame(
         {
             "prompt_id": [row["prompt_id"] for row in model],
-            **orders,
+            "baseline_first": orders.baseline_first,
+            "model_first": orders.model_first,
+            **{f"raw_{order}": said for order, said in orders.raw.items()},
             "preference": outcome,
             **rewards,
             "tokens_model": [len(row["ids"]) for row in model],
@@ -102,7 +103,7 @@ def judge(build: Build, options: RunOptions) -> None:
         }
     )
     write_table(build.work / "judgements.parquet", table)
-    build.summary |= {"prompts": len(table), "judge": annotator}
+    build.summary |= {"prompts": len(table), "judge": judge_with.name, **took}
 
 
 def _responses(build: Build, role: str) -> Any:
@@ -131,25 +132,37 @@ def _without_nan(value: Any) -> Any:
 
 
 def win_rate(build: Build, options: RunOptions) -> None:
-    """Write metrics.json with 95 % intervals over prompts, and prompts.parquet for paired comparisons."""
+    """Write metrics.json with 95 % intervals over prompts, and prompts.parquet for paired comparisons.
+
+    Rewards and their advantage are there for judges that score every answer alone. A prompt without a usable judgement
+    counts in ``n_missing`` and is in no average.
+    """
     from prefopt import winrate
 
     table = read_table(build.parent("judgements") / "judgements.parquet")
     outcome = table["preference"].to_numpy()
-    advantage = (table["reward_model"] - table["reward_baseline"]).to_numpy()
+    rewards = [name for name in ("reward_model", "reward_baseline") if name in table]
+    judged = table.dropna(subset=["baseline_first", "model_first"])
     metrics = winrate.win_rate(outcome)
     metrics |= {
-        "win_rate_interval": [100 * bound for bound in winrate.bootstrap_interval(outcome - 1.0)],
-        "reward_advantage": float(advantage.mean()),
-        "reward_advantage_interval": list(winrate.bootstrap_interval(advantage)),
+        "win_rate_interval": [100 * bound for bound in winrate.bootstrap_interval(judged["preference"] - 1.0)],
+        **(_reward_advantage(table) if rewards else {}),
         "avg_tokens": float(table["tokens_model"].mean()),
         "avg_tokens_baseline": float(table["tokens_baseline"].mean()),
-        "order_disagreement": float(((table["baseline_first"] > 1.5) != (table["model_first"] > 1.5)).mean()),
+        "order_disagreement": float(((judged["baseline_first"] > 1.5) != (judged["model_first"] > 1.5)).mean()),
     }
     metrics = {name: _without_nan(value) for name, value in metrics.items()}
     write_json(build.work / "metrics.json", metrics)
     table["outcome"] = outcome - 1.0
-    keep = ["prompt_id", "outcome", "reward_model", "reward_baseline", "tokens_model", "tokens_baseline"]
-    write_table(build.work / "prompts.parquet", table[keep])
+    keep = ["prompt_id", "outcome", *rewards, "tokens_model", "tokens_baseline"]
+    write_table(build.work / "prompts.parquet", table.loc[judged.index, keep])
     build.summary |= metrics
-    log.info("win rate %.2f, reward advantage %.4f", metrics["win_rate"], metrics["reward_advantage"])
+    log.info("win rate %.2f over %d prompts, %d missing", *(metrics[k] for k in ("win_rate", "n_total", "n_missing")))
+
+
+def _reward_advantage(table: Any) -> dict[str, Any]:
+    from prefopt import winrate
+
+    advantage = (table["reward_model"] - table["reward_baseline"]).to_numpy()
+    interval = list(winrate.bootstrap_interval(advantage))
+    return {"reward_advantage": float(advantage.mean()), "reward_advantage_interval": interval}

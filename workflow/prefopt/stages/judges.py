@@ -1,17 +1,26 @@
-"""What an answer is worth: the oracle, held-out reward models, or a classifier, each one number per answer."""
+"""The judges of a spec: those that score every answer alone, and language models that see two answers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from prefopt.artifacts import Build
+from prefopt.errors import BadInput
+from prefopt.judging import Judge, ScalarJudge
 from prefopt.stages.common import device_of, weights_of
 
 if TYPE_CHECKING:
+    from prefopt.judges.pairwise import Asker, PairwiseJudge, Prices
+    from prefopt.judges.templates import JudgeTemplate
     from prefopt.stages import RunOptions
+
+CACHE = ".judge_cache"
 
 Records = Sequence[Mapping[str, Any]]
 Scorer = Callable[[Records, Records], np.ndarray]
@@ -26,6 +35,97 @@ def scorer_of(build: Build, options: RunOptions, judge: str) -> Scorer:
     """
     makers = {"oracle": _oracle, "reward_model": _reward_models, "classifier": _classifier}
     return makers[judge](build, options)
+
+
+@dataclass(frozen=True)
+class UsedJudge:
+    """A judge and how its answers are dealt with.
+
+    ``soft``: preferences are probabilities; ``score``: for judges that score answers alone; ``took``: what judging has
+    taken so far, for the manifest.
+    """
+
+    judge: Judge
+    name: str
+    soft: bool
+    max_unparsable: float = 0.0
+    score: Scorer | None = None
+    took: Callable[[], dict[str, Any]] = dict
+
+
+@contextmanager
+def judge_of(build: Build, options: RunOptions) -> Iterator[UsedJudge]:
+    """The judge of a judgements spec: ``oracle``, ``reward_model``, or a pairwise judge's identity."""
+    declared = build.node.spec["judge"]
+    if isinstance(declared, str):
+        scorer = scorer_of(build, options, declared)
+        soft = declared != "oracle"
+        yield UsedJudge(ScalarJudge(scorer, soft), declared, soft, score=scorer)
+        return
+    from prefopt.judges.cache import AnswerCache
+    from prefopt.judges.pairwise import PairwiseJudge
+
+    local = declared["kind"] == "lm"
+    asker, prices = _local(build, options, declared) if local else _server(build, declared)
+    identity = {key: value for key, value in declared.items() if key != "max_unparsable"}
+    name = declared["model_name"] if not local else build.node.parents["judge"].rsplit("/", 1)[-1]
+    cache = AnswerCache(build.results / CACHE, identity | ({"model": name.rsplit("-", 1)[-1]} if local else {}))
+    try:
+        judge = PairwiseJudge(asker, declared["labels"], cache, prices)
+        yield UsedJudge(judge, name, True, declared["max_unparsable"], took=lambda: _took(judge))
+    finally:
+        cache.close()
+
+
+def _took(judge: PairwiseJudge) -> dict[str, Any]:
+    tally, cost = judge.tally, judge.tally.cost(judge.prices)
+    counts = {"answers": dict(tally.readings), "asked": tally.asked, "kept_before": tally.kept}
+    tokens = {"tokens_in": tally.tokens_in, "tokens_out": tally.tokens_out}
+    return counts | tokens | ({"cost": round(cost, 6)} if cost is not None else {})
+
+
+def _template(declared: Mapping[str, Any]) -> JudgeTemplate:
+    from prefopt.judges.templates import TEMPLATES
+
+    template = TEMPLATES.get(declared["template"]["name"])
+    if template is None or template.digest != declared["template"]["sha256"]:
+        raise BadInput(
+            f"judge template '{declared['template']['name']}': its words are not the planned ones; plan again"
+        )
+    return template
+
+
+def _local(build: Build, options: RunOptions, declared: Mapping[str, Any]) -> tuple[Asker, None]:
+    from prefopt.judges.causal import CausalJudge
+    from prefopt.models import load_causal_lm, load_tokenizer
+
+    folder, trusted = weights_of(build.parent("judge"))
+    device = device_of(build, options)
+    model = load_causal_lm(folder, device=device, precision=declared["precision"], trust_remote_code=trusted)
+    tokenizer = load_tokenizer(folder, trust_remote_code=trusted)
+    return CausalJudge(model, tokenizer, _template(declared), declared["labels"], options.micro_batch), None
+
+
+def _server(build: Build, declared: Mapping[str, Any]) -> tuple[Asker, Prices | None]:
+    from prefopt.judges.client import ChatClient
+    from prefopt.judges.pairwise import Prices
+    from prefopt.judges.server import ServerJudge
+
+    settings = build.node.execution["judge"]
+    key_name = settings["api_key_env"]
+    if key_name is not None and not os.environ.get(key_name):
+        raise BadInput(f"the judge's key: the environment variable {key_name} is not set; export it and run again")
+    client = ChatClient(
+        settings["base_url"],
+        api_key=os.environ[key_name] if key_name is not None else None,
+        key_name=key_name,
+        concurrency=settings["concurrency"],
+        timeout_seconds=settings["timeout_seconds"],
+        retries=settings["retries"],
+    )
+    asked = {name: declared[name] for name in ("model_name", "labels", "top_logprobs", "answer_tokens")}
+    prices = Prices(**settings["prices"]) if settings["prices"] is not None else None
+    return ServerJudge(client, template=_template(declared), **asked), prices
 
 
 def _oracle(build: Build, options: RunOptions) -> Scorer:

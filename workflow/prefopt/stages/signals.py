@@ -83,7 +83,7 @@ def sample_reference(build: Build, options: RunOptions) -> None:
     tokenizer = tokenizer_for(build, folder, trusted)
     sampling = SamplingSpec.model_validate(dict(spec["sampling"]))
     prompts = rows["prompt_ids"].tolist()
-    drawn = generate(model, tokenizer, prompts, sampling)
+    drawn = generate(model, tokenizer, prompts, sampling, state=build.scratch / "responses")
     scores = score_responses(model, prompts, drawn.response_ids, batch_size=options.micro_batch)
     table = pd.DataFrame(
         {

@@ -1,0 +1,226 @@
+"""Our decoding beside transformers' own ``generate`` with the same seeds: the same tokens."""
+
+from __future__ import annotations
+
+import logging
+import random
+
+import pytest
+import torch
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LogitsProcessorList,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
+
+import tiny
+from prefopt import drawing
+from prefopt.decoding import decode, decodes, plain
+from prefopt.drawing import Drawer, nucleus
+from prefopt.generation import generate
+from prefopt.lean import is_plain_llama
+from prefopt.models import set_precision
+from prefopt.specs import SamplingSpec
+
+SIZES = {
+    "vocab_size": tiny.WORDS,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.3,
+    "bos_token_id": tiny.BOS,
+    "eos_token_id": tiny.EOS,
+    "pad_token_id": tiny.PAD,
+}
+PROMPTS = [[tiny.BOS, *row] for row in tiny.token_rows(24, 1, 40, seed=2)]
+PROMPTS += PROMPTS[:5]
+
+
+def llama(**settings):
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**SIZES | settings)).eval()
+
+
+def scaled_llama():
+    scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+    return llama(rope_parameters={"rope_type": "llama3", "rope_theta": 10_000.0, **scaling})
+
+
+def gpt2():
+    torch.manual_seed(0)
+    sizes = {"vocab_size": tiny.WORDS, "n_positions": 256, "n_embd": 32, "n_layer": 2, "n_head": 4}
+    return GPT2LMHeadModel(GPT2Config(**sizes, initializer_range=0.3, eos_token_id=tiny.EOS)).eval()
+
+
+def qwen():
+    torch.manual_seed(0)
+    return Qwen2ForCausalLM(Qwen2Config(**SIZES)).eval()
+
+
+def mistral():
+    torch.manual_seed(0)
+    return MistralForCausalLM(MistralConfig(**SIZES, sliding_window=4)).eval()
+
+
+def bloom():
+    torch.manual_seed(0)
+    return BloomForCausalLM(BloomConfig(vocab_size=tiny.WORDS, hidden_size=32, n_layer=2, n_head=4)).eval()
+
+
+def ended_often(model):
+    """The model with ten end tokens of the forty, so that rows end at all lengths."""
+    model.generation_config.eos_token_id = [tiny.EOS, *range(10, 19)]
+    return model
+
+
+def run(model, prompts=PROMPTS, **settings):
+    sampling = SamplingSpec(**{"max_new_tokens": 40, "batch_size": 12, **settings})
+    return generate(model, tiny.tokenizer(), prompts, sampling, progress=False)
+
+
+def both(model, **settings):
+    """Responses of our loop, and of transformers with the same model, prompts and seeds."""
+    assert decodes(model)
+    mine = run(model, **settings)
+    with plain(model):
+        return mine, run(model, **settings)
+
+
+@pytest.mark.parametrize("make", [llama, scaled_llama, gpt2, qwen])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0.0},
+        {"temperature": 1.0},
+        {"temperature": 0.6, "seed": 3},
+        {"top_p": 0.9},
+        {"temperature": 1.4, "top_p": 0.5, "seed": 8},
+    ],
+    ids=str,
+)
+def test_tokens_are_those_of_transformers(make, settings):
+    mine, theirs = both(make(), **settings)
+    assert mine == theirs
+    mine, theirs = both(ended_often(make()), **settings)
+    assert mine == theirs
+    assert len({len(row) for row in mine.response_ids}) > 3
+
+
+def test_only_a_plain_llama_goes_by_its_weights_alone():
+    assert is_plain_llama(llama())
+    assert is_plain_llama(scaled_llama())
+    assert not is_plain_llama(llama(attention_bias=True))
+    assert not is_plain_llama(llama(hidden_act="gelu"))
+    assert not is_plain_llama(set_precision(llama(), "bf16"))
+    assert not any(is_plain_llama(make()) for make in (gpt2, qwen))
+    mine, theirs = both(llama(attention_bias=True, hidden_act="gelu"))
+    assert mine == theirs
+
+
+def test_long_responses_take_the_fused_attention_and_are_the_same():
+    mine, theirs = both(llama(), prompts=PROMPTS[:6], max_new_tokens=120)
+    assert mine == theirs
+    assert max(len(row) for row in mine.response_ids) > 64
+
+
+@pytest.mark.parametrize("make", [mistral, bloom])
+def test_models_that_are_not_known_say_so_once_and_are_transformers_own(make, caplog):
+    model = make()
+    model.generation_config.eos_token_id = tiny.EOS
+    with caplog.at_level(logging.WARNING):
+        first, again = run(model), run(model)
+    assert sum("transformers' generate" in record.getMessage() for record in caplog.records) == 1
+    assert first == again
+
+
+def test_attention_and_random_state_are_left_as_they_were_even_after_an_error():
+    model = llama()
+    own, before = model.config._attn_implementation, torch.get_rng_state()
+    run(model)
+    with pytest.raises(IndexError):
+        run(model, prompts=[[10_000]])
+    assert model.config._attn_implementation == own
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_autocast_stays_near_its_own_tokens():
+    model = set_precision(llama(), "bf16")
+    mine, theirs = both(model, temperature=1.0, max_new_tokens=1, prompts=PROMPTS * 20, batch_size=145)
+    same = sum(a == b for a, b in zip(mine.response_ids, theirs.response_ids, strict=True))
+    assert same > 0.95 * len(mine.response_ids)
+
+
+def test_every_prompt_is_read_once_and_rows_leave_when_they_have_ended():
+    model, seen = gpt2(), []
+    handle = model.transformer.wte.register_forward_hook(lambda _m, args, _out: seen.append(tuple(args[0].shape)))
+    prompts = [[5, 6, 7]] * 6 + [[8, 9, 7]] * 2
+    last = [0, 1, 2, 3, 5, 5, 5, 5]  # the step at which each row writes its end
+    assert decodes(model)
+    seen.clear()
+    asked = []
+
+    def choose(logits, rows):
+        asked.append(rows.tolist())
+        return torch.tensor([tiny.EOS if last[row] == len(asked) - 1 else 7 for row in rows.tolist()])
+
+    written = decode(model, prompts, choose=choose, ends=[tiny.EOS], max_new_tokens=40)
+    handle.remove()
+    assert seen == [(2, 3)] + [(left, 1) for left in (7, 6, 5, 4, 4)]  # two prompts, then one token per row
+    assert [sorted(rows) for rows in asked] == [[row for row in range(8) if last[row] >= step] for step in range(6)]
+    assert [row.index(tiny.EOS) for row in written[:4]] == [0, 1, 2, 3]
+
+
+def test_prompts_of_unlike_length_are_read_apart():
+    model, seen = gpt2(), []
+    assert decodes(model)
+    handle = model.transformer.wte.register_forward_hook(lambda _m, args, _out: seen.append(tuple(args[0].shape)))
+    draw = random.Random(0)
+    prompts = [[draw.randrange(3, tiny.WORDS) for _ in range(length)] for length in [4] * 9 + [30] * 8 + [29] * 2]
+    run(model, prompts=prompts, batch_size=19, max_new_tokens=1)
+    handle.remove()
+    assert seen == [(10, 30), (9, 4)]
+
+
+@pytest.mark.parametrize("inverts", [True, False])
+def test_draws_are_those_of_multinomial_on_the_whole_batch(inverts, monkeypatch):
+    if inverts and not drawing._inverts_uniforms():
+        pytest.skip("this build of torch draws exponentials its own way")
+    monkeypatch.setattr(drawing, "_inverts_uniforms", lambda: inverts)
+    logits = 3 * torch.randn(50, 1000, generator=torch.Generator().manual_seed(1))
+    rows = torch.tensor([49, 3, 7])
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        expected = [torch.multinomial((logits / 0.7).softmax(-1), 1)[:, 0] for _ in range(40)]
+        torch.manual_seed(5)
+        choose = Drawer(SamplingSpec(temperature=0.7), 50)
+        found = [choose(logits, torch.arange(50)) for _ in range(20)]
+        some = [choose(logits[rows], rows) for _ in range(20)]
+    assert torch.equal(torch.stack(found), torch.stack(expected[:20]))
+    assert torch.equal(torch.stack(some), torch.stack(expected[20:])[:, rows])
+
+
+@pytest.mark.parametrize("top_p", [0.01, 0.3, 0.9, 0.999])
+def test_the_nucleus_is_that_of_transformers(top_p):
+    logits = 4 * torch.randn(40, 500, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(nucleus(logits, top_p), TopPLogitsWarper(top_p)(None, logits))
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(0.5), TopPLogitsWarper(top_p)])
+    assert torch.equal(nucleus(logits / 0.5, top_p), warpers(None, logits))
+
+
+def test_the_nucleus_keeps_all_tokens_that_tie_with_its_last():
+    logits = torch.tensor([[0.4, 0.2, 0.2, 0.2]]).log()
+    assert nucleus(logits, 0.5).isfinite().tolist() == [[True] * 4]
+    assert nucleus(logits, 0.3).isfinite().tolist() == [[True, False, False, False]]
