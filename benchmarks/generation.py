@@ -2,10 +2,11 @@
 
     OMP_NUM_THREADS=1 python benchmarks/generation.py
 
-Both get the same model, batches, seeds and settings, the other side left-padded batches in their declared order. The
-prompts are generated: random tokens. Two models with random weights: one of the demo world's size, and a larger one
-(4 layers, width 256, vocabulary 8192). "ends": about one token in 50 ends a response, "no end": all go to the limit.
-Prints medians of tokens per CPU second, their ratio round by round, and how many tokens of the last round differ.
+Both get the same model, batches, seeds and settings; the other side gets left-padded batches in their declared order.
+The prompts are generated: random tokens. Two models with random weights: one of the demo world's size, and a larger
+one (4 layers, width 256, vocabulary 8192). "ends": about one token in 50 ends a response; "one end": one token of the
+vocabulary, so that most responses go to the limit. Prints medians of tokens per CPU second, their ratio round by
+round, and how many tokens of the last round differ.
 """
 
 from __future__ import annotations
@@ -56,13 +57,13 @@ def new_model(name: str, ends: bool) -> LlamaForCausalLM:
     """Random weights; one token ends a response, or one in fifty."""
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**MODELS[name], max_position_embeddings=512)).eval()
-    model.generation_config.eos_token_id = list(range(2, 2 + model.config.vocab_size // 50)) if ends else None
+    model.generation_config.eos_token_id = list(range(2, 2 + model.config.vocab_size // 50)) if ends else 2
     return model
 
 
 def new_tokenizer() -> PreTrainedTokenizerFast:
-    """One that has an end token, which is all that generation asks of it: one that no model writes."""
-    words = Tokenizer(WordLevel({"[PAD]": 0, "[END]": 1_000_000}, unk_token="[PAD]"))
+    """One that has an end token, which is all that generation asks of it."""
+    words = Tokenizer(WordLevel({"[PAD]": 0, "[BOS]": 1, "[END]": 2}, unk_token="[PAD]"))
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", eos_token="[END]")
 
 
@@ -97,7 +98,7 @@ def compare(name: str, ends: bool, sampling: SamplingSpec, prompts: list[list[in
         for mine, theirs in zip(found["ours"].response_ids, found["transformers"].response_ids, strict=True)
     )
     return (
-        f"{name:10} {'ends' if ends else 'no end':7}{sampling.batch_size:6}  "
+        f"{name:10} {'ends' if ends else 'one end':8}{sampling.batch_size:6}  "
         f"{statistics.median(rates['transformers']):10.0f} {statistics.median(rates['ours']):10.0f}  "
         f"{statistics.median(ratios):5.2f} [{min(ratios):.2f}, {max(ratios):.2f}]  {differ} of {tokens}"
     )
@@ -110,7 +111,7 @@ def main() -> None:
     parser.add_argument("--model", choices=list(MODELS), action="append", help="default: both")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    print("model      ends     batch  transf. t/s   ours t/s  ratio [min, max]  tokens that differ")
+    print("model      ends      batch  transf. t/s   ours t/s  ratio [min, max]  tokens that differ")
     for name in arguments.model or MODELS:
         cases = [(64, True), (64, False), (300, True), (16, True)] if name == "demo size" else [(64, True), (64, False)]
         for batch, ends in cases:

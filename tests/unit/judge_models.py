@@ -1,7 +1,8 @@
-"""Tiny language models that can be asked for a judgement: random ones, and one that always says the same."""
+"""Tiny language models that can be asked for a judgement: random, torn, and one that always says the same."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -39,6 +40,20 @@ def always(tokenizer: PreTrainedTokenizerFast, label: str) -> LlamaForCausalLM:
         embeddings.zero_()
         embeddings[tokenizer.convert_tokens_to_ids("<|assistant|>"), 0] = 1.0
         embeddings[tokenizer.convert_tokens_to_ids(label), 0] = 2.0
+    return model
+
+
+def torn(tokenizer: PreTrainedTokenizerFast, labels: Sequence[str]) -> LlamaForCausalLM:
+    """A model that answers with one of the labels, which one depends on the prompt."""
+    model = tiny_judge(tokenizer)
+    noise = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        embeddings = model.get_input_embeddings().weight
+        common = embeddings[tokenizer.convert_tokens_to_ids("<|assistant|>")]
+        for label in labels:
+            embeddings[tokenizer.convert_tokens_to_ids(label)] = 3 * common + 0.05 * torch.randn(
+                len(common), generator=noise
+            )
     return model
 
 

@@ -67,9 +67,9 @@ def test_losses_import_only_the_batch():
         assert all(m.startswith(allowed) for m in inside), (path, inside)
 
 
-def test_only_scoring_sees_logits():
+def test_only_scoring_and_decoding_see_logits():
     users = {name_of(p) for p in MODULES if ".logits" in p.read_text(encoding="utf-8")}
-    assert users == {"prefopt.scoring"}
+    assert users == {"prefopt.scoring", "prefopt.decoding"}
 
 
 def test_library_modules_do_not_touch_files():

@@ -110,18 +110,20 @@ def test_prompts_are_the_clusters():
     assert one.draws.std(axis=0) == pytest.approx(np.sqrt(np.diag(one.sandwich)), rel=0.2)
 
 
-def test_resamples_are_maxima_of_their_own_rows():
+@pytest.mark.parametrize(("style", "ridge"), [([], 0.0), (["length"], 0.0), ([], 5.0)])
+def test_resamples_are_maxima_of_their_own_rows(style, ridge):
     rows = simulated(n=200, style=0.5, prompts=40)
-    out = bradley_terry(rows, ["length"], resamples=3, seed=5)
+    out = bradley_terry(rows, style, ridge=ridge, resamples=3, seed=5)
     rng = np.random.default_rng(5)
     prompts = np.unique(rows["prompt"].astype(str))
     scale = np.sqrt((rows["length"] ** 2).mean())
     for draw in out.draws:
         drawn = prompts[rng.integers(len(prompts), size=len(prompts))]
         parts = pd.concat([rows[rows["prompt"].astype(str) == name] for name in drawn])
-        own = bradley_terry(parts, ["length"])
-        expected = {**strengths(own), "length": own.style["length"] * scale / np.sqrt((parts["length"] ** 2).mean())}
-        assert dict(zip([*out.models, "length"], draw, strict=True)) == pytest.approx(expected, abs=1e-5)
+        own = bradley_terry(parts, style, ridge=ridge)
+        in_our_units = {k: v * scale / np.sqrt((parts["length"] ** 2).mean()) for k, v in own.style.items()}
+        found = dict(zip([*out.models, *style], draw, strict=True))
+        assert found == pytest.approx(strengths(own) | in_our_units, abs=1e-5)
 
 
 def test_disconnected_models_are_named():

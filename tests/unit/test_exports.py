@@ -6,10 +6,19 @@ from pathlib import Path
 
 import pytest
 
+import fake_grids
 import finished_results
 from prefopt.artifacts import read_json
 from prefopt.errors import BadInput
-from prefopt.exports import BEGIN, END, export_items, results_table, update_readme, with_table
+from prefopt.exports import (
+    BEGIN,
+    END,
+    _without_most_curves,
+    export_items,
+    results_table,
+    update_readme,
+    with_table,
+)
 from prefopt.report import ancestors, cost
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +41,15 @@ def test_every_item_has_its_small_files_and_no_other(exported):
         artifact, copy = folder / "results" / ref, folder / "out" / name
         names = {path.name for path in copy.iterdir()}
         assert {"item.json", "table.csv", "table.md", "figure.svg", "manifest.json"} <= names
-        assert (copy / "item.json").read_bytes() == (artifact / "item.json").read_bytes()
+        assert read_json(copy / "item.json") == read_json(artifact / "item.json")
+
+
+def test_a_grid_keeps_the_learning_curves_of_selected_points_alone():
+    item = fake_grids.item("by_condition")
+    kept = _without_most_curves(item)
+    assert {point["selected"] for point in item["points"]} == {True, False}
+    for before, after in zip(item["points"], kept["points"], strict=True):
+        assert after == (before if before["selected"] else {k: v for k, v in before.items() if k != "curve"})
 
 
 def test_the_index_counts_claims_and_costs(exported):

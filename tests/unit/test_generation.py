@@ -152,9 +152,48 @@ def test_the_default_engine_is_in_no_spec_so_that_ids_are_as_before_there_were_e
     assert Node("generations", 1, "sft", spec).id == "sft-ab990ccf"
 
 
-def test_vllm_that_is_not_installed_is_named_with_the_way_out(model, monkeypatch):
-    monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(BadInput, match=r"vLLM cannot be imported .* pip install 'prefopt\[vllm\]'"):
+STAND_IN = """\
+class SamplingParams:
+    def __init__(self, **keywords):
+        self.keywords = keywords
+
+
+class LLM:
+    def __init__(self, model, **settings):
+        import json, pathlib
+        self.words = json.loads((pathlib.Path(model) / "config.json").read_text())["vocab_size"]
+        print("loading, loudly")
+
+    def generate(self, prompts, chosen, use_tqdm):
+        from types import SimpleNamespace
+        found = []
+        for prompt, one in zip(prompts, chosen):
+            if prompt["prompt_token_ids"] == [9, 9, 9]:
+                raise SystemExit(7)
+            said = [20 + len(prompt["prompt_token_ids"]), self.words - 1, one.keywords["stop_token_ids"][0]]
+            found.append(SimpleNamespace(outputs=[SimpleNamespace(token_ids=said)]))
+        return found
+"""
+
+
+def test_vllm_answers_from_an_environment_of_its_own(model, monkeypatch, tmp_path):
+    (tmp_path / "vllm.py").write_text(STAND_IN)
+    monkeypatch.setenv("PREFOPT_VLLM_PYTHON", sys.executable)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    out = run(model, engine="vllm")
+    assert out.response_ids == [[20 + len(prompt), tiny.WORDS - 1, tiny.EOS] for prompt in PROMPTS]
+    assert all(out.ended)
+    with pytest.raises(BadInput, match="vLLM ended with exit status 7 before it answered"):
+        run(model, engine="vllm", prompts=[[9, 9, 9]])
+    assert model.device.type == "cpu"
+
+
+def test_vllm_that_is_not_there_is_told_with_the_way_out(model, monkeypatch, tmp_path):
+    monkeypatch.delenv("PREFOPT_VLLM_PYTHON", raising=False)
+    with pytest.raises(BadInput, match=r"PREFOPT_VLLM_PYTHON is not set; install envs/vllm.txt"):
+        run(model, engine="vllm")
+    monkeypatch.setenv("PREFOPT_VLLM_PYTHON", str(tmp_path / "python"))
+    with pytest.raises(BadInput, match="python', which is no file"):
         run(model, engine="vllm")
 
 

@@ -6,16 +6,21 @@ import json
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from judge_models import folder_of, judge_tokenizer, tiny_judge
+from judge_models import always, folder_of, judge_tokenizer, tiny_judge
+from judge_results import waiting_judgement
+from prefopt.artifacts import Node, read_json, write_json
+from prefopt.cli import main
 from prefopt.errors import BadInput
 from prefopt.judges.cache import AnswerCache
 from prefopt.judges.causal import CausalJudge, label_ids
 from prefopt.judges.pairwise import PairwiseJudge
 from prefopt.judges.templates import TEMPLATES, Question
 from prefopt.judging import judge_both_orders
+from prefopt.specs import LmJudgeSpec, LocalModel
 from prefopt.tokens import render_prompt
 
 LABELS = ["m", "M"]
@@ -115,28 +120,37 @@ def test_labels_have_one_token_of_their_own(tiny):
 
 
 def test_a_prompt_beyond_the_models_positions_is_told_and_has_no_answer(tmp_path, tiny):
+    """Prompt and label fill the positions exactly in the first question; the second is one token longer."""
     _, tokenizer = tiny
-    model = tiny_judge(tokenizer, positions=600)
+    questions = [Question("a", "c", "hello"), Question("a", "c", "hello,")]
+    lengths = [len(ids) for ids in CausalJudge(None, tokenizer, TEMPLATE, LABELS, 2).prompt_ids(questions)]
+    assert lengths[1] == lengths[0] + 1
+    model = tiny_judge(tokenizer, positions=lengths[1])
     judge = PairwiseJudge(
         CausalJudge(model, tokenizer, TEMPLATE, LABELS, 2), LABELS, AnswerCache(tmp_path, {"model": "b"})
     )
-    verdicts = judge(texts(["a", "b"]), texts(["c", "d"]), texts(["e", "long " * 900]))
+    verdicts = judge(*map(texts, zip(*questions, strict=True)))
     assert 1 < verdicts.preference[0] < 2
     assert math.isnan(verdicts.preference[1])
-    assert "the model has 600 positions" in verdicts.raw[1]
+    assert f"the model has {lengths[1]} positions" in verdicts.raw[1]
     assert judge.tally.readings == {"logprobs": 1, "none": 1}
 
 
-def test_a_saved_judge_can_be_declared(tmp_path, tiny):
-    from prefopt.models import load_causal_lm, load_tokenizer
-
-    model, tokenizer = tiny
-    folder = folder_of(model, tokenizer, tmp_path / "judge")
-    loaded = CausalJudge(load_causal_lm(folder, device="cpu"), load_tokenizer(folder), TEMPLATE, LABELS, 4)
-    kept = {}
-    loaded.ask(QUESTIONS, kept.__setitem__)
-    CausalJudge(model, tokenizer, TEMPLATE, LABELS, 4).ask(QUESTIONS, lambda n, answer: check(kept[n], answer))
-
-
-def check(found, expected):
-    assert found.top_logprobs == pytest.approx(expected.top_logprobs, abs=1e-5)
+def test_the_stage_asks_a_model_folder_in_both_orders(tmp_path):
+    """The model says M whatever it is shown: a win in one order, a loss in the other, a draw of 50 %."""
+    tokenizer = judge_tokenizer()
+    folder = folder_of(always(tokenizer, "M"), tokenizer, tmp_path / "model")
+    base = Node("base", 1, "model", {"kind": "local"})
+    results = tmp_path / "results"
+    write_json(results / base.ref / "source.json", {"path": str(folder), "trust_remote_code": False})
+    judge = LmJudgeSpec(kind="lm", model=LocalModel(kind="local", path=str(folder)))
+    spec = waiting_judgement(results, 6, judge, {"judge": base})
+    assert main(["judge", "--spec", str(spec), "--device", "cpu", "--micro-batch", "4"]) == 0
+    made = results / "judgements" / spec.stem
+    table = pd.read_parquet(made / "judgements.parquet")
+    assert (table["baseline_first"] > 1.9).all()
+    assert (table["model_first"] < 1.1).all()
+    assert table["preference"].tolist() == pytest.approx([1.5] * 6, abs=1e-6)
+    assert {"raw_baseline_first", "raw_model_first"} <= set(table.columns)
+    assert {row["annotator"] for row in read_json(made / "annotations.json")} == {base.id}
+    assert read_json(made / "manifest.json")["summary"]["answers"] == {"logprobs": 12}

@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from judge_results import rows, texts, waiting_judgement
 from judge_server import JudgeServer, completion, longer_wins, serving, shown
 from prefopt.artifacts import Node, read_json, write_json
 from prefopt.errors import BadInput, TryAgain
@@ -26,6 +26,7 @@ from prefopt.judges.client import ChatClient, retry_after
 from prefopt.judges.pairwise import PairwiseJudge, Prices
 from prefopt.judges.server import ServerJudge
 from prefopt.judges.templates import TEMPLATES, Question
+from prefopt.specs import PricesSpec, ServerJudgeSpec
 
 LABELS = ["m", "M"]
 HERE = Path(__file__).resolve().parent
@@ -39,16 +40,6 @@ def client_of(server: JudgeServer, **settings) -> ChatClient:
 def judge_of(server: JudgeServer, folder: Path, prices=None, **settings) -> PairwiseJudge:
     asker = ServerJudge(client_of(server, **settings), "judge-1", TEMPLATES["ranking"], LABELS, 5, 1)
     return PairwiseJudge(asker, LABELS, AnswerCache(folder, {"model_name": "judge-1"}), prices)
-
-
-def texts(*words: str) -> list[dict[str, str]]:
-    return [{"text": word} for word in words]
-
-
-def rows(count: int, seed: int = 0) -> tuple[list, list, list]:
-    draw = random.Random(seed)
-    prompts = texts(*(f"prompt {n}" for n in range(count)))
-    return prompts, *(texts(*(f"{side} {n} " + "x" * draw.randrange(30) for n in range(count))) for side in "ab")
 
 
 def expected(first: dict, second: dict) -> float:
@@ -124,20 +115,19 @@ def test_retry_after_is_seconds_or_a_date():
 
 
 def test_a_server_that_stays_down_is_told_and_loses_nothing(tmp_path):
-    """Two questions fail for good; what was answered meanwhile is kept, and the next run asks for the rest alone."""
+    """Two workers end at two questions that fail for good, so three were answered: the next run asks for the rest."""
     broken = [True]
     faults = lambda asked, before: "error" if broken[0] and ("prompt 3" in asked or "prompt 4" in asked) else None  # noqa: E731
     prompts, first, second = rows(8)
     with serving(JudgeServer(faults=faults)) as server:
         with pytest.raises(TryAgain, match=r"HTTP 500, 3 times; answers so far are kept, run again to go on"):
             judge_of(server, tmp_path, retries=2, concurrency=2)(prompts, first, second)
-        before = sum(server.answered.values())
-        assert 3 <= before <= 6
+        assert sum(server.answered.values()) == 3
         broken[0] = False
         judge = judge_of(server, tmp_path)
         verdicts = judge(prompts, first, second)
         assert verdicts.preference == pytest.approx([expected(a, b) for a, b in zip(first, second, strict=True)])
-        assert judge.tally.asked == 8 - before
+        assert judge.tally.asked == 8 - 3
         assert set(server.answered.values()) == {1}
 
 
@@ -206,41 +196,10 @@ def test_a_server_that_refuses_logprobs_is_asked_without(tmp_path, caplog):
 # --- the stage ------------------------------------------------------------------------------------------------------
 
 
-def results_with_answers(results: Path, base_url: str, count: int, **declared) -> Path:
-    """Pairs and two sets of answers as earlier stages leave them; returns the spec file of their judgement."""
-    prompts, first, second = rows(count)
-    nodes = {role: Node(stage, 1, role, {}) for role, stage in
-             {"pairs": "pairs", "generations": "generations", "baseline": "generations"}.items()}  # fmt: skip
-    for role, answers in {"generations": second, "baseline": first}.items():
-        folder = results / nodes[role].ref
-        folder.mkdir(parents=True)
-        ids = [[n % 7] * 3 for n in range(count)]
-        pd.DataFrame({"prompt_id": range(count), "prompt_ids": ids, "response_ids": ids}).to_parquet(
-            folder / "responses.parquet"
-        )
-        outputs = [{"prompt_id": n, "output": a["text"], "generator": role} for n, a in enumerate(answers)]
-        write_json(folder / "outputs.json", outputs)
-    folder = results / nodes["pairs"].ref
-    folder.mkdir(parents=True)
-    messages = [[{"role": "user", "content": p["text"]}] for p in prompts]
-    pd.DataFrame({"prompt_id": range(count), "prompt": messages}).to_parquet(folder / "pairs.parquet")
-    for node in nodes.values():
-        write_json(results / node.ref / "manifest.json", {"outputs": {}})
-    spec = {
-        "kind": "server",
-        "model_name": "judge-1",
-        "template": {"name": "ranking", "sha256": TEMPLATES["ranking"].digest},
-        "labels": LABELS,
-        "temperature": 0.0,
-        "top_logprobs": 5,
-        "answer_tokens": 1,
-        "max_unparsable": 0.0,
-    } | declared
-    execution = {"base_url": base_url, "api_key_env": None, "concurrency": 4, "timeout_seconds": 20.0, "retries": 3}
-    node = Node("judgements", 1, "arm", {"judge": spec}, {role: n.ref for role, n in nodes.items()},
-                {"judge": execution | {"prices": {"input": 2.0, "output": 30.0}}})  # fmt: skip
-    write_json(results / "specs" / f"{node.ref}.json", node.to_json())
-    return results / "specs" / f"{node.ref}.json"
+def declared(server: JudgeServer, **settings) -> ServerJudgeSpec:
+    prices = PricesSpec(input=2.0, output=30.0)
+    where = {"base_url": server.base_url, "model_name": "judge-1", "concurrency": 4, "prices": prices}
+    return ServerJudgeSpec(kind="server", **where, **settings)
 
 
 def judge_command(spec: Path) -> subprocess.Popen:
@@ -252,7 +211,7 @@ def judge_command(spec: Path) -> subprocess.Popen:
 def test_a_killed_judge_goes_on_without_asking_for_what_it_has(tmp_path):
     count, concurrency = 40, 4
     with serving(JudgeServer(seconds=0.05)) as server:
-        spec = results_with_answers(tmp_path, server.base_url, count)
+        spec = waiting_judgement(tmp_path, count, declared(server))
         process = judge_command(spec)
         while sum(server.answered.values()) < count // 2 and process.poll() is None:
             time.sleep(0.01)
@@ -290,7 +249,7 @@ def test_unusable_answers_stop_the_stage_above_the_declared_share(tmp_path):
         return completion("Hm.") if asked == "prompt 2" and first.startswith("a") else longer_wins(request)
 
     with serving(JudgeServer(reply=reply)) as server:
-        spec = results_with_answers(tmp_path, server.base_url, 5)
+        spec = waiting_judgement(tmp_path, 5, declared(server))
         process = judge_command(spec)
         _, told = process.communicate(timeout=300)
         assert process.returncode == 3
@@ -299,7 +258,7 @@ def test_unusable_answers_stop_the_stage_above_the_declared_share(tmp_path):
         assert not (tmp_path / "judgements").exists()
         asked = sum(server.asked.values())
         (tmp_path / "again").mkdir()
-        spec = results_with_answers(tmp_path / "again", server.base_url, 5, max_unparsable=0.1)
+        spec = waiting_judgement(tmp_path / "again", 5, declared(server, max_unparsable=0.1))
         (tmp_path / ".judge_cache").rename(tmp_path / "again" / ".judge_cache")
         process = judge_command(spec)
         _, told = process.communicate(timeout=300)

@@ -16,7 +16,7 @@ from prefopt.lean import LeanLlama, is_plain_llama
 
 Ids = Sequence[Sequence[int]]
 
-_GROUP_ROWS, _GROUP_FILL = 8, 0.8  # one pass over prompts: at least so many, further ones as long as this share
+_GROUP_TOKENS, _GROUP_FILL = 1024, 0.8  # one pass over prompts: at least so many, further ones as long as this share
 _ENDED = 0.125  # share of rows that have ended at which the others close ranks
 
 _log = logging.getLogger(__name__)
@@ -95,7 +95,8 @@ def _groups(prompt_ids: Ids, device: torch.device) -> Iterator[Group]:
     prompts = sorted(rows_of, key=len, reverse=True)
     starts = [0]
     for at, prompt in enumerate(prompts):
-        if at - starts[-1] >= _GROUP_ROWS and len(prompt) < _GROUP_FILL * len(prompts[starts[-1]]):
+        longest = len(prompts[starts[-1]])
+        if (at - starts[-1]) * longest >= _GROUP_TOKENS and len(prompt) < _GROUP_FILL * longest:
             starts.append(at)
     for start, stop in zip(starts, [*starts[1:], len(prompts)], strict=True):
         some = prompts[start:stop]

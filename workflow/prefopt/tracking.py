@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "prefopt"
 TRAINING_STAGES = ("sft", "reward", "policy", "trials")
+TRIAL_POINTS = 16  # of a trial's learning curve: a grid has over a thousand of them
 ARTIFACT_TAG = "prefopt.artifact_id"
 DIGEST_TAG = "prefopt.digest"
 
@@ -179,6 +180,8 @@ def _training_points(folder: Path, manifest: Mapping[str, Any]) -> list[Point]:
     """The learning curve, its steps spread over the run's time, and the numbers of the summary at the end."""
     start, end = _times(manifest)
     curve = read_lines(folder / "metrics.jsonl")
+    if manifest["stage"] == "trials":
+        curve = curve[-1 :: -max(1, len(curve) // TRIAL_POINTS)][::-1]  # evenly spaced, the last step among them
     points = []
     for position, row in enumerate(curve, start=1):
         at = start + (end - start) * position // len(curve)

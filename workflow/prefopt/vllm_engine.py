@@ -1,14 +1,19 @@
-"""Drawing with vLLM, an optional extra for GPUs: other random numbers and other float noise than ``decoding``.
+"""Drawing with vLLM in an environment of its own: other random numbers and other float noise than ``decoding``.
 
-vLLM could not be installed where this was written, so that only the request that we make and the reading of its
-answer are tested, not vLLM itself.
+vLLM and this package pin different releases of transformers, so that they cannot share an environment: the interpreter
+of the other one (envs/vllm.txt) is named by PREFOPT_VLLM_PYTHON. vLLM needs a GPU. Where this was written there was
+none with vLLM on it: what we ask and how we read the answer is tested with a stand-in, not vLLM itself.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefopt.errors import BadInput
@@ -19,6 +24,10 @@ if TYPE_CHECKING:
     from prefopt.generation import DrawBatch, Ids
     from prefopt.specs import SamplingSpec
 
+PYTHON = "PREFOPT_VLLM_PYTHON"
+
+_WORKER = Path(__file__).with_name("vllm_worker.py")
+
 
 @contextmanager
 def vllm_drawing(
@@ -26,28 +35,20 @@ def vllm_drawing(
 ) -> Iterator[DrawBatch]:
     """vLLM on the model's weights as they are now; row i of a batch with seed s draws from the seed s + i.
 
-    Raises BadInput where vLLM is not installed.
+    Raises BadInput where PREFOPT_VLLM_PYTHON names no interpreter, and where vLLM ends before it has answered.
     """
-    try:
-        from vllm import LLM, SamplingParams
-    except ImportError as error:
-        raise BadInput(
-            f"sampling.engine 'vllm': vLLM cannot be imported ({error}); install it with pip install 'prefopt[vllm]', "
-            "or remove 'engine' to sample with transformers"
-        ) from error
     from prefopt.models import save_model
 
-    with tempfile.TemporaryDirectory(prefix="prefopt-vllm-") as folder:
+    python = _python()
+    with tempfile.TemporaryDirectory(prefix="prefopt-vllm-") as folder, _off_the_gpu(model):
         save_model(model, tokenizer, folder)
-        engine = LLM(model=folder, dtype="float32", skip_tokenizer_init=True)
+        with _worker(python, folder) as ask:
 
-        def draw(prompts: Ids, seed: int) -> list[list[int]]:
-            asked = [{"prompt_token_ids": [*prompt]} for prompt in prompts]
-            chosen = [SamplingParams(**request(sampling, ends, seed + row)) for row in range(len(prompts))]
-            outputs = engine.generate(asked, chosen, use_tqdm=False)
-            return [[*output.outputs[0].token_ids] for output in outputs]
+            def draw(prompts: Ids, seed: int) -> list[list[int]]:
+                wanted = [request(sampling, ends, seed + row) for row in range(len(prompts))]
+                return ask({"prompts": [[*prompt] for prompt in prompts], "sampling": wanted})
 
-        yield draw
+            yield draw
 
 
 def request(sampling: SamplingSpec, ends: list[int], seed: int) -> dict[str, Any]:
@@ -62,3 +63,52 @@ def request(sampling: SamplingSpec, ends: list[int], seed: int) -> dict[str, Any
         "ignore_eos": True,  # the end tokens are all in stop_token_ids
         "detokenize": False,
     }
+
+
+def _python() -> str:
+    named = os.environ.get(PYTHON)
+    if named is None or not Path(named).is_file():
+        found = "is not set" if named is None else f"is '{named}', which is no file"
+        raise BadInput(
+            f"sampling.engine 'vllm': {PYTHON} {found}; install envs/vllm.txt into an environment of its own and let "
+            "it name that environment's python, or remove 'engine' to sample with transformers"
+        )
+    return named
+
+
+@contextmanager
+def _worker(python: str, folder: str) -> Iterator[Any]:
+    """A process with vLLM on the model in ``folder``; answers come over a pipe of their own, since vLLM talks a lot."""
+    reading, writing = os.pipe()
+    command = [python, str(_WORKER), folder, str(writing)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, pass_fds=[writing])
+    os.close(writing)
+
+    def ask(question: dict[str, Any]) -> list[list[int]]:
+        try:
+            print(json.dumps(question), file=process.stdin, flush=True)
+        except BrokenPipeError:
+            line = ""
+        else:
+            line = answers.readline()
+        if not line:
+            raise BadInput(f"vLLM ended with exit status {process.wait()} before it answered; its messages are above")
+        return json.loads(line)
+
+    with os.fdopen(reading) as answers:
+        try:
+            yield ask
+        finally:
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def _off_the_gpu(model: PreTrainedModel) -> Iterator[None]:
+    """The model in main memory: vLLM takes nearly all of a GPU's for itself."""
+    device = model.device
+    model.to("cpu")
+    try:
+        yield
+    finally:
+        model.to(device)

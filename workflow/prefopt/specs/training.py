@@ -103,7 +103,7 @@ class SamplingSpec(Closed):
     seed: Seed = 0
     engine: Literal["transformers", "vllm"] = Field(
         "transformers",
-        description="vllm needs the extra of that name; the default stands in no spec, so that ids are as without it",
+        description="vllm needs an environment of its own; the default stands in no spec, so ids are as without it",
         exclude_if=lambda engine: engine == "transformers",
     )
 
