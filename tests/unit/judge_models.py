@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from prefopt.judges.templates import TEMPLATES
+from prefopt.judges.templates import TEMPLATES, Question
 from prefopt.models import new_causal_lm, save_model
 from prefopt.specs import ScratchModel
-from prefopt.tokens import train_tokenizer
+from prefopt.tokens import render_prompt, train_tokenizer
 
 
 def judge_tokenizer(kind: str = "bpe") -> PreTrainedTokenizerFast:
@@ -44,16 +44,20 @@ def always(tokenizer: PreTrainedTokenizerFast, label: str) -> LlamaForCausalLM:
 
 
 def torn(tokenizer: PreTrainedTokenizerFast, labels: Sequence[str]) -> LlamaForCausalLM:
-    """A model that answers with one of the labels, which one depends on the prompt."""
+    """A model that answers with one of the labels, which one depends on the prompt.
+
+    Both labels point where the last hidden state does, each with some noise of its own.
+    """
     model = tiny_judge(tokenizer)
+    turns = TEMPLATES["ranking"].messages(Question("prompt 0", "a 0", "b 0"), labels)
+    ids = torch.tensor([render_prompt(tokenizer, turns, "chat")])
     noise = torch.Generator().manual_seed(0)
     with torch.no_grad():
+        hidden = model.model(ids)[0][0, -1]
         embeddings = model.get_input_embeddings().weight
-        common = embeddings[tokenizer.convert_tokens_to_ids("<|assistant|>")]
         for label in labels:
-            embeddings[tokenizer.convert_tokens_to_ids(label)] = 3 * common + 0.05 * torch.randn(
-                len(common), generator=noise
-            )
+            own = 0.1 * torch.randn(len(hidden), generator=noise)
+            embeddings[tokenizer.convert_tokens_to_ids(label)] = 2 * hidden / hidden.norm() + own
     return model
 
 

@@ -78,7 +78,7 @@ def test_dispersion_weights_have_mean_one_on_train(finished):
 
 
 def test_ensemble_members_differ_and_stay_apart(finished):
-    table = pd.read_parquet(finished.artifact("ensemble", "three") / "scores.parquet")
+    table = pd.read_parquet(finished.artifact("ensemble", "seeds-k3") / "scores.parquet")
     margins = [
         chosen - rejected for chosen, rejected in zip(table["chosen_reward"], table["rejected_reward"], strict=True)
     ]

@@ -53,7 +53,7 @@ def bars(item: Item) -> dict[str, str]:
     arms = list(against) or [name for name in item["arms"] if points_of(item, name)]
     bases = {arm_label(item, base) for base in against.values()} or {"the reference"}
     opponent = bases.pop() if len(bases) == 1 else "each arm's base"
-    groups = _groups(item, arms)
+    groups, shared = _groups(item, arms), _shared(item, arms)
     panels = [(name, condition) for name in shown_sets(item) for condition in item["conditions"]]
     looks = [(arm_label(item, arm), look(n) | {"linestyle": "none"}) for n, arm in enumerate(arms)]
     columns = 1 if len(arms) * len(groups) > 12 else 2  # a dozen bars with their intervals fill half the width
@@ -63,7 +63,7 @@ def bars(item: Item) -> dict[str, str]:
         for panel, (name, condition) in zip(axes, panels, strict=True):
             neutral(panel, 50.0)
             for n, arm in enumerate(arms):
-                _bars_of_arm(panel, item, (arm, condition, name), groups, (n, len(arms)))
+                _bars_of_arm(panel, item, (arm, condition, name), (groups, shared), (n, len(arms)))
             several = len(item["conditions"]) > 1
             panel.set_title(f"{words(name)}, {condition_label(item, condition)}" if several else words(name))
             panel.set_xticks(range(len(groups)), groups, fontsize=SMALL)
@@ -78,18 +78,34 @@ def bars(item: Item) -> dict[str, str]:
 def _groups(item: Item, arms: Sequence[str]) -> list[str]:
     """Labels of all settings of these arms in declared order."""
     points = [point for arm in arms for point in points_of(item, arm)]
-    return list(dict.fromkeys(settings_label(item, point["settings"], "\n") for point in points))
+    return list(dict.fromkeys(_group(item, point, _shared(item, arms)) for point in points))
+
+
+def _shared(item: Item, arms: Sequence[str]) -> set[str]:
+    """The settings that every arm has: what one alone has, such as a smoothing, tells no groups apart."""
+    names = [set(point["settings"]) for arm in arms for point in points_of(item, arm)]
+    return set.intersection(*names) if names else set()
+
+
+def _group(item: Item, point: Mapping[str, Any], shared: set[str]) -> str:
+    """Label of the group of bars that a point belongs to."""
+    return settings_label(item, {k: v for k, v in point["settings"].items() if k in shared}, "\n")
 
 
 def _bars_of_arm(
-    panel: Axes, item: Item, where: tuple[str, str, str], groups: Sequence[str], place: tuple[int, int]
+    panel: Axes,
+    item: Item,
+    where: tuple[str, str, str],
+    groups_by: tuple[Sequence[str], set[str]],
+    place: tuple[int, int],
 ) -> None:
     """Bars of one arm from 50 %, a marker and an interval on each; ``place``: its number among how many arms."""
     arm, condition, name = where
+    groups, shared = groups_by
     width = 0.8 / place[1]
     spots, found = [], []
     for point in points_of(item, arm, condition):
-        group = groups.index(settings_label(item, point["settings"], "\n"))
+        group = groups.index(_group(item, point, shared))
         spots.append(group - 0.4 + width * (place[0] + 0.5))
         found.append(value(point, name, "win_rate"))
     style = look(place[0])
@@ -172,7 +188,7 @@ def gains(item: Item) -> dict[str, str]:
         for panel in (left, right):
             panel.tick_params(axis="y", length=0)
             panel.spines["left"].set_visible(False)
-            panel.xaxis.set_major_locator(MaxNLocator(4))
+            panel.xaxis.set_major_locator(MaxNLocator(4 if panel is left else 2))
             tidy(panel, "x")
         legend(canvas.figure, looks)
     return {"gains": canvas.svg}

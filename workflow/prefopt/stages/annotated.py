@@ -48,17 +48,17 @@ def win_rates_of(
     """
     if by_position and difficulty is None:
         raise BadInput("--by-position says how difficulties are looked up; give --difficulty with it")
-    rows = _numbers(_table(annotations, "preference"), annotations, "preference")
+    rows = as_numbers(table_of(annotations, "preference"), annotations, "preference")
     if "index" in rows:
-        rows = _numbers(rows, annotations, "index")
-    names = _names(rows, annotations)
+        rows = as_numbers(rows, annotations, "index")
+    names = model_names(rows, annotations)
     if outputs is not None and names is not None and names.nunique() > 1:
         raise BadInput(f"{annotations}: annotations of {names.nunique()} models, but --outputs is of one")
-    rows = _with_lengths(rows, annotations, outputs, "output_2", "len_model")
-    rows = _with_lengths(rows, annotations, baseline, "output_1", "len_baseline")
+    rows = with_lengths(rows, annotations, outputs, "output_2", "len_model")
+    rows = with_lengths(rows, annotations, baseline, "output_1", "len_baseline")
     options = {
-        "difficulty": None if difficulty is None else _difficulties(difficulty),
-        "gamed": None if gamed is None else _table(gamed, "preference"),
+        "difficulty": None if difficulty is None else difficulties_of(difficulty),
+        "gamed": None if gamed is None else table_of(gamed, "preference"),
         "by_position": by_position,
     }
     if difficulty is not None and not by_position and "index" not in rows:
@@ -69,12 +69,12 @@ def win_rates_of(
     except BadInput as error:
         raise BadInput(f"{annotations}: {error}") from error
     if outputs is not None:
-        average = int(_text_lengths(_table(outputs, "output")["output"], outputs).mean())
+        average = int(_text_lengths(table_of(outputs, "output")["output"], outputs).mean())
         results = {name: metrics | {"avg_length": average} for name, metrics in results.items()}
     return next(iter(results.values())) if len(results) == 1 else {"models": results}
 
 
-def _names(rows: pd.DataFrame, path: Path) -> pd.Series | None:
+def model_names(rows: pd.DataFrame, path: Path) -> pd.Series | None:
     """The model of every row, or None where the file does not say."""
     column = _first_of(rows, "generator_2", "model")
     if column is None:
@@ -99,7 +99,7 @@ def _metrics(name: str | None, rows: pd.DataFrame, options: dict[str, Any]) -> d
     return head | {key: None if isinstance(v, float) and math.isnan(v) else v for key, v in metrics.items()}
 
 
-def _with_lengths(rows: pd.DataFrame, annotations: Path, answers: Path | None, text: str, column: str) -> pd.DataFrame:
+def with_lengths(rows: pd.DataFrame, annotations: Path, answers: Path | None, text: str, column: str) -> pd.DataFrame:
     """``column`` in code points from the texts, or from a file of answers joined on the instruction or its number."""
     if column not in rows and text in rows:
         rows = rows.assign(**{column: _text_lengths(rows[text], annotations)})
@@ -125,12 +125,12 @@ def _with_lengths(rows: pd.DataFrame, annotations: Path, answers: Path | None, t
     if column not in rows:
         option = "--outputs" if column == "len_model" else "--baseline"
         raise BadInput(f"{annotations}: neither '{text}' nor '{column}' is there; give {option}")
-    return _numbers(rows, annotations, column)
+    return as_numbers(rows, annotations, column)
 
 
 def _answers(path: Path, key: str) -> pd.DataFrame:
     """``length`` and ``place`` of every answer of a model_outputs file, by ``key``."""
-    table = _table(path, "output", key) if key != "index" else _table(path, "output")
+    table = table_of(path, "output", key) if key != "index" else table_of(path, "output")
     place = table["index"] if "index" in table else table.index.to_series()
     by = place if key == "index" else table[key]
     if by.duplicated().any():
@@ -147,10 +147,10 @@ def _text_lengths(texts: pd.Series, path: Path) -> pd.Series:
     return texts.map(len)
 
 
-def _difficulties(path: Path) -> np.ndarray:
+def difficulties_of(path: Path) -> np.ndarray:
     """Difficulty by prompt number; NaN where the file has none."""
-    table = _numbers(_table(path, "instruction_difficulty"), path, "instruction_difficulty")
-    place = _numbers(table, path, "index")["index"].to_numpy(dtype=int) if "index" in table else np.arange(len(table))
+    table = as_numbers(table_of(path, "instruction_difficulty"), path, "instruction_difficulty")
+    place = as_numbers(table, path, "index")["index"].to_numpy(dtype=int) if "index" in table else np.arange(len(table))
     if place.min() < 0 or len(set(place)) != len(place):
         raise BadInput(f"{path}: 'index' must hold every prompt's number from 0 once")
     by_number = np.full(place.max() + 1, np.nan)
@@ -158,7 +158,8 @@ def _difficulties(path: Path) -> np.ndarray:
     return by_number
 
 
-def _numbers(table: pd.DataFrame, path: Path, column: str) -> pd.DataFrame:
+def as_numbers(table: pd.DataFrame, path: Path, column: str) -> pd.DataFrame:
+    """The table with a column as floats, missing ones NaN; BadInput names the row of anything else."""
     import pandas as pd
 
     numbers = pd.to_numeric(table[column], errors="coerce").astype(float)
@@ -172,7 +173,8 @@ def _first_of(table: pd.DataFrame, *columns: str) -> str | None:
     return next((name for name in columns if name in table), None)
 
 
-def _table(path: Path, *needed: str) -> pd.DataFrame:
+def table_of(path: Path, *needed: str) -> pd.DataFrame:
+    """A JSON list of records or a CSV table, plain or gzipped; BadInput where a needed column is not there."""
     import pandas as pd
 
     try:

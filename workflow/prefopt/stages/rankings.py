@@ -129,15 +129,15 @@ def _read(path: Path, *, lengths: bool, baseline: Path | None = None) -> pd.Data
     """Rows of one file with ``model``, ``baseline``, ``preference``, and what else was asked for."""
     from prefopt.stages import annotated
 
-    rows = annotated._numbers(annotated._table(path, "preference"), path, "preference")
+    rows = annotated.as_numbers(annotated.table_of(path, "preference"), path, "preference")
     if "index" in rows:
-        rows = annotated._numbers(rows, path, "index")
-    names = annotated._names(rows, path)
+        rows = annotated.as_numbers(rows, path, "index")
+    names = annotated.model_names(rows, path)
     if names is None:
         raise BadInput(f"{path}: neither 'generator_2' nor 'model' says whose answers these are")
     if lengths:
-        rows = annotated._with_lengths(rows, path, None, "output_2", "len_model")
-        rows = annotated._with_lengths(rows, path, baseline, "output_1", "len_baseline")
+        rows = annotated.with_lengths(rows, path, None, "output_2", "len_model")
+        rows = annotated.with_lengths(rows, path, baseline, "output_1", "len_baseline")
     return rows.assign(model=names.astype(str), baseline=rows.get("generator_1", "baseline"))
 
 

@@ -36,8 +36,8 @@ def evaluations_of(
         raise BadInput(f"--outputs is of one model, but --annotations names {len(files)} files; show one at a time")
     given = {"difficulty": difficulty, "gamed": gamed, "by_position": by_position}
     inputs = {
-        "difficulty": None if difficulty is None else annotated._difficulties(difficulty),
-        "gamed": None if gamed is None else annotated._table(gamed, "preference"),
+        "difficulty": None if difficulty is None else annotated.difficulties_of(difficulty),
+        "gamed": None if gamed is None else annotated.table_of(gamed, "preference"),
         "by_position": by_position,
     }
     found = []
@@ -54,14 +54,14 @@ def evaluations_of(
 
 def _parts(path: Path, outputs: Path | None, baseline: Path | None) -> dict[str | None, pd.DataFrame]:
     """Rows by model, with lengths, prompt numbers and texts; ``win_rates_of`` has checked the files."""
-    rows = annotated._numbers(annotated._table(path, "preference"), path, "preference")
+    rows = annotated.as_numbers(annotated.table_of(path, "preference"), path, "preference")
     if "index" in rows:
-        rows = annotated._numbers(rows, path, "index")
-    names = annotated._names(rows, path)
+        rows = annotated.as_numbers(rows, path, "index")
+    names = annotated.model_names(rows, path)
     for answers, text, length in ((outputs, "output_2", "len_model"), (baseline, "output_1", "len_baseline")):
-        rows = annotated._with_lengths(rows, path, answers, text, length)
+        rows = annotated.with_lengths(rows, path, answers, text, length)
         if answers is not None:
-            rows = _with_texts(rows, annotated._table(answers, "output"), text)
+            rows = _with_texts(rows, annotated.table_of(answers, "output"), text)
     return {None: rows} if names is None else dict(list(rows.groupby(names, sort=False)))
 
 
