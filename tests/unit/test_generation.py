@@ -138,6 +138,7 @@ def test_batches_of_other_prompts_or_another_sampling_are_drawn_again(model, tmp
     kept = read_json(tmp_path / "batch-000000.json")
     assert run(model, state=tmp_path, seed=1) == run(model, seed=1) != first
     assert read_json(tmp_path / "batch-000000.json")["of"] != kept["of"]
+    assert run(model, state=tmp_path, seed=1, temperature=0.0) == run(model, seed=1, temperature=0.0)
     assert run(model, state=tmp_path, prompts=PROMPTS[::-1]) == run(model, prompts=PROMPTS[::-1])
 
 
