@@ -8,13 +8,14 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 import finished_results
 from prefopt import tracking
-from prefopt.artifacts import outputs_digest, read_json, read_lines, write_json
+from prefopt.artifacts import outputs_digest, read_json, read_lines, write_json, write_lines
 
 MlflowClient = pytest.importorskip("mlflow", reason="mlflow is not installed").MlflowClient
 
@@ -228,3 +229,19 @@ def test_batches_stay_within_the_limit():
 def test_only_numbers_become_metrics():
     points = tracking._final_points({"a": 1, "b": True, "c": "x", "d": {"e": 2.5, "f": None}, "g": math.nan}, 5, 7)
     assert [(key, step) for key, _, _, step in points] == [("a", 7), ("d/e", 7), ("g", 7)]
+
+
+def test_the_curve_of_a_trial_is_thinned_and_keeps_its_last_step(tmp_path):
+    write_lines(tmp_path / "metrics.jsonl", [{"step": step, "loss": 1.0 / step} for step in range(1, 64)])
+    manifest = {
+        "stage": "trials",
+        "summary": {},
+        "finished": "2026-01-01T00:00:10+00:00",
+        "wall_seconds": 10.0,
+    }
+    steps = [step for key, _, _, step in tracking._training_points(tmp_path, manifest) if key == "loss"]
+    assert len(steps) <= 63 / (63 // tracking.TRIAL_POINTS) + 1
+    assert steps[-1] == 63
+    assert {b - a for a, b in pairwise(steps)} == {63 // tracking.TRIAL_POINTS}
+    whole = tracking._training_points(tmp_path, manifest | {"stage": "policy"})
+    assert len([key for key, *_ in whole if key == "loss"]) == 63
