@@ -1,6 +1,6 @@
 """Pair losses and regularisers by name. Importing this package does not import torch."""
 
-from prefopt.losses import distill, mallows, pairwise, regularisers, tokenwise
+from prefopt.losses import distill, mallows, methods, regularisers, soft_labels
 from prefopt.losses.registry import (
     COMPOSITIONS,
     LOSSES,
@@ -14,13 +14,17 @@ from prefopt.losses.registry import (
     loss,
     regulariser,
 )
-from prefopt.losses.regularisers import forward_kl, linear_gamma, token_forward_kl
+from prefopt.losses.regularisers import forward_kl, linear_gamma, reverse_kl, token_forward_kl
+from prefopt.losses.steps import KINDS, STEPS, Combination
 
 __all__ = [
     "COMPOSITIONS",
+    "KINDS",
     "LOSSES",
     "NEEDS",
     "REGULARISERS",
+    "STEPS",
+    "Combination",
     "Composition",
     "Loss",
     "Regulariser",
@@ -31,9 +35,10 @@ __all__ = [
     "linear_gamma",
     "loss",
     "mallows",
-    "pairwise",
+    "methods",
     "regulariser",
     "regularisers",
+    "reverse_kl",
+    "soft_labels",
     "token_forward_kl",
-    "tokenwise",
 ]

@@ -9,16 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from prefopt.batch import PairBatch
-from prefopt.lazy import LazyModule
 from prefopt.losses.registry import loss
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
-    from torch.nn import functional as F
-else:
-    torch = LazyModule("torch")
-    F = LazyModule("torch.nn.functional")
 
 _PAPER = "2405.19316"
 
@@ -107,17 +101,3 @@ def distill_mean(batch: PairBatch, *, beta: float) -> Tensor:
 def mallows_distill(batch: PairBatch, *, beta: float) -> Tensor:
     """(mean over members of the reward margin - beta * c * margin)^2, c the dispersion weight."""
     return (batch.reward_margin.mean(dim=1) - beta * batch.dispersion_weight * batch.margin) ** 2
-
-
-@loss("silver_soft", needs={"reference", "rewards"}, paper="2405.01511", equation="soft labels of the ensemble mean")
-def silver_soft(batch: PairBatch, *, beta: float) -> Tensor:
-    """p * dpo + (1 - p) * dpo of the swapped pair, p = sigmoid(mean reward margin)."""
-    logits = beta * batch.margin
-    rewards = batch.reward_margin.mean(dim=1)
-    return torch.sigmoid(rewards) * F.softplus(-logits) + torch.sigmoid(-rewards) * F.softplus(logits)
-
-
-@loss("silver_hard", needs={"reference", "rewards"}, paper="2405.01511", equation="labels of the ensemble mean")
-def silver_hard(batch: PairBatch, *, beta: float) -> Tensor:
-    """DPO with the pair ordered by the sign of the mean reward margin; log 2 where it is zero."""
-    return F.softplus(-beta * batch.margin * batch.reward_margin.mean(dim=1).sign())

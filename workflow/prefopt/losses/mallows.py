@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from prefopt.batch import PairBatch
 from prefopt.lazy import LazyModule
-from prefopt.losses.pairwise import mean_token_logp
+from prefopt.losses.aggregation import mean_token_logp
 from prefopt.losses.registry import loss
 
 if TYPE_CHECKING:

@@ -8,9 +8,11 @@ from prefopt.lazy import LazyModule
 from prefopt.losses.registry import regulariser
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from torch.nn import functional as F
 else:
+    torch = LazyModule("torch")
     F = LazyModule("torch.nn.functional")
 
 
@@ -22,6 +24,17 @@ def forward_kl(policy_logp: Tensor, ref_logp: Tensor) -> Tensor:
     be negative.
     """
     return ref_logp - policy_logp
+
+
+@regulariser("reverse_kl", needs={"reference_samples"}, paper="2405.00747", equation="gamma KL(policy || ref)")
+def reverse_kl(policy_logp: Tensor, ref_logp: Tensor) -> Tensor:
+    """r log r - r + 1 [S], r = pi(y) / ref(y), of responses y sampled from the reference; never negative.
+
+    Its mean over samples is an unbiased estimate of KL(policy || ref), and so is its gradient: no response has to be
+    drawn from the policy. The variance grows with the distance of the two.
+    """
+    log_ratio = policy_logp - ref_logp
+    return torch.exp(log_ratio) * (log_ratio - 1) + 1
 
 
 def token_forward_kl(policy_logits: Tensor, ref_logits: Tensor, mask: Tensor) -> Tensor:
