@@ -1,0 +1,75 @@
+"""Rows of multi-annotator files and what readers need of them: checked values, and messages that name the place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from prefopt.annotators.votes import RankedPrompt, Votes
+from prefopt.errors import BadInput, nearest
+from prefopt.readers import BadRow
+
+Row = Mapping[str, Any]
+
+
+class Placed(NamedTuple):
+    """A row with the file and the place that messages name."""
+
+    file: str
+    number: int
+    place: str
+    row: Any
+
+
+def bad_row(placed: Placed, why: str) -> BadInput:
+    """The failure of one row, with its file and place."""
+    return BadInput(f"{placed.file}: {placed.place}: {why}")
+
+
+def need(row: Row, key: str) -> Any:
+    """A value that must be there. Raises BadRow where it is not."""
+    if key not in row or row[key] is None:
+        raise BadRow(f"no '{key}' (the row has the keys: {', '.join(map(str, row)) or 'none'})")
+    return row[key]
+
+
+def text_of(row: Row, key: str) -> str:
+    """A text that says something. Raises BadRow for anything else."""
+    value = need(row, key)
+    if not isinstance(value, str) or not value.strip():
+        raise BadRow(f"'{key}' is {value!r:.60}, expected a text that is not empty")
+    return value
+
+
+def name_of(row: Row, key: str) -> str:
+    """An annotator or a system: a text or a whole number."""
+    value = need(row, key)
+    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
+        raise BadRow(f"'{key}' is {value!r:.60}, expected a name")
+    return str(value)
+
+
+def choice_of(value: Any, what: str, names: Mapping[Any, str]) -> str:
+    """What one of the known values stands for. Raises BadRow, with the nearest, for another one."""
+    if isinstance(value, bool) or not isinstance(value, str | int) or value not in names:
+        raise BadRow(f"{what} is {value!r:.60}; {nearest(str(value), map(str, names))}")
+    return names[value]
+
+
+def rows_with(rows: Iterable[Placed], key: str) -> Iterator[Placed]:
+    """The rows that have a key: those of one of several files."""
+    return (placed for placed in rows if key in placed.row)
+
+
+def read_each(read: Callable[[Placed], None], rows: Iterable[Placed]) -> None:
+    """Read every row; what is wrong with one is told with its file and place."""
+    for placed in rows:
+        try:
+            read(placed)
+        except BadRow as error:
+            raise bad_row(placed, str(error)) from None
+
+
+def votes_of_rankings(rankings: list[RankedPrompt]) -> Votes:
+    """The rankings, and the votes on every pair that they imply."""
+    return Votes([pair for one in rankings for pair in one.pairs()], rankings)
