@@ -1,6 +1,10 @@
 # make reproduce   build every item of config/config.yaml, or: make reproduce ITEMS=own/hh_rlhf DATA_ROOT=../data
+#                  PROFILE=workflow/profiles/slurm runs the jobs on a cluster
 #                  FULL=1 runs the grids in full: every condition, setting, control and seed
-# make test        run the tests, WORKERS=2 at a time; PYTEST='tests/unit -k losses' chooses
+# make test        run the tests, WORKERS=3 processes at a time (one mostly waits where Slurm is); PYTEST=... chooses
+# make fast-test   the files of FAST alone: planning, declarations, losses, statistics; nothing that trains or runs jobs
+# make gpu-test    the tests that need a CUDA device
+# make lint        ruff, snakefmt and Snakemake's own checks
 # Both set up .venv by themselves; PYTHON=/path/to/python3 chooses the interpreter.
 SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -9,28 +13,47 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 
 PROFILE ?= workflow/profiles/local
 PYTEST ?=
-WORKERS ?= 2
+WORKERS ?= 3
 options := $(if $(ITEMS),items=$(ITEMS)) $(if $(DATA_ROOT),data_root=$(DATA_ROOT)) $(if $(RESULTS),results=$(RESULTS)) \
 	$(if $(FULL),full=true)
 config := $(if $(strip $(options)),--config $(options))
 results := $(or $(RESULTS),results)
 
-.PHONY: reproduce snakemake test lint
-reproduce: .venv/.ready
+# What a profile's executor needs beside the environment: envs/slurm.txt, envs/kubernetes.txt
+profile := $(notdir $(PROFILE))
+executor := $(if $(wildcard envs/$(profile).txt),.venv/.$(profile))
+
+.PHONY: reproduce snakemake test fast-test gpu-test lint
+reproduce: .venv/.ready $(executor)
 	@python -m prefopt launch --logs $(results)/logs -- snakemake --workflow-profile $(PROFILE) $(config)
+	@python -m prefopt publish --pending --out $(results)/published.json
 	@echo "done: open $(results)/report.html in a browser; artifacts and manifests are in $(results)/"
 
 # One target of the Snakefile: make snakemake TARGET=mallowspo
-snakemake: .venv/.ready
+snakemake: .venv/.ready $(executor)
 	@python -m prefopt launch --logs $(results)/logs -- snakemake --workflow-profile $(PROFILE) $(config) -- $(TARGET)
 
 test: .venv/.ready
-	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST)
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST)
 	@echo "done: every test passed; a skipped one says why above"
+
+# Chosen by what they do: no training, no model folder, no workflow run.
+FAST := artifacts boundaries bradley_terry comparison config contributor_files costs difficulty dispersion docs_commands ensemble exports grids_check \
+	grids_estimates items items_draws judges_declared judges_reading lc_values losses mallows pairs plan plan_grids plan_prompts \
+	readers startup winrate
+fast-test: .venv/.ready
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 python -m pytest -n $(WORKERS) --dist loadfile $(FAST:%=tests/unit/test_%.py)
+
+gpu-test: .venv/.ready
+	@HF_HUB_OFFLINE=1 python -m pytest -m gpu $(PYTEST)
 
 lint: .venv/.ready
 	@ruff check . && ruff format --check . && snakefmt --check Snakefile workflow/rules && snakemake --lint
 
 .venv/.ready: requirements.lock pyproject.toml envs/bootstrap.txt workflow/setup.sh
 	@workflow/setup.sh
+	@touch $@
+
+.venv/.$(profile): envs/$(profile).txt .venv/.ready
+	@VIRTUAL_ENV=$(CURDIR)/.venv uv pip install --quiet --no-deps -r $<
 	@touch $@

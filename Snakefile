@@ -7,12 +7,20 @@ configfile: "config/config.yaml"
 
 
 include: "workflow/rules/common.smk"
+
+
+if EXECUTION.container:
+
+    container: EXECUTION.container
+
+
 include: "workflow/rules/data.smk"
 include: "workflow/rules/signals.smk"
 include: "workflow/rules/reward.smk"
 include: "workflow/rules/policy.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/trials.smk"
+include: "workflow/rules/annotators.smk"
 include: "workflow/rules/tabular.smk"
 include: "workflow/rules/paper.smk"
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from prefopt.cli import main
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models are fastest with one, and jobs run side by side
 sys.exit(main())

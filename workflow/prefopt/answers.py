@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
+from prefopt.adapters import adapters_off
 from prefopt.errors import BadInput
 
 if TYPE_CHECKING:
@@ -76,9 +78,11 @@ def log_ratio(
 ) -> np.ndarray:
     """log policy(response) - log reference(response) [N], nats, summed over tokens.
 
-    Its mean over the policy's own answers is an unbiased estimate of the sequence KL(policy || reference).
+    Its mean over the policy's own answers is an unbiased estimate of the sequence KL(policy || reference). Where both
+    are one model, the reference is this model without its adapters.
     """
     from prefopt.bulk import score_responses
 
-    scores = (score_responses(m, prompt_ids, response_ids, batch_size=batch_size)["logp"] for m in (policy, reference))
-    return next(scores) - next(scores)
+    logp = score_responses(policy, prompt_ids, response_ids, batch_size=batch_size)["logp"]
+    with adapters_off(reference) if reference is policy else nullcontext():
+        return logp - score_responses(reference, prompt_ids, response_ids, batch_size=batch_size)["logp"]

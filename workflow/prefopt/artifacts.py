@@ -21,14 +21,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from prefopt.contexts import locked
 from prefopt.errors import BadInput
 
 MANIFEST = "manifest.json"
+SCRATCH = ".scratch"
+BUILDING = ".building"  # locked in the scratch folder for as long as a process builds there
 _NOT_CONTENT = frozenset({MANIFEST, ".snakemake_timestamp"})  # the second is what Snakemake leaves in folders
 _RECORDED_PACKAGES = (
     "torch",
@@ -57,6 +60,12 @@ def file_sha256(path: Path) -> str:
     """sha256 of a file's bytes, in hex."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def file_md5(path: Path) -> str:
+    """md5 of a file's bytes, in hex: the name that DVC gives it."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def tree_files(folder: Path) -> list[Path]:
@@ -122,6 +131,11 @@ def read_table(path: Path, columns: Sequence[str] | None = None, split: str | No
     return pd.read_parquet(path, columns=list(columns) if columns is not None else None, filters=kept)
 
 
+def read_text(path: Path) -> str:
+    """The text of a file that an artifact or a version-control tool keeps."""
+    return path.read_text(encoding="utf-8")
+
+
 def read_rows(path: Path) -> list[list[str]]:
     """Read a CSV file as texts, the header first."""
     with path.open(encoding="utf-8", newline="") as stream:
@@ -154,7 +168,7 @@ class Node:
     parents: Mapping[str, str] = field(default_factory=dict)  # role -> "stage/id"
     execution: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def id(self) -> str:
         """``<name>-<8 hex>``; the hex covers stage, version, spec and parents, not the name."""
         identity = {
@@ -221,6 +235,12 @@ def peak_memory_mb() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e6, 1)
 
 
+def torch_threads() -> int | None:
+    """Threads that torch computes with in this process; None where it was not imported."""
+    torch = sys.modules.get("torch")
+    return None if torch is None else torch.get_num_threads()
+
+
 @dataclass
 class Build:
     """An artifact under construction: parents to read, a folder to write, a scratch folder that survives a kill."""
@@ -272,6 +292,7 @@ def _manifest(build: Build, started: float, cpu_started: float) -> dict[str, Any
         "python": platform.python_version(),
         "machine": platform.machine(),
         "device": build.device,
+        "threads": torch_threads(),
         "wall_seconds": round(time.monotonic() - started, 3),
         "cpu_seconds": round(time.process_time() - cpu_started, 3),
         "peak_memory_mb": peak_memory_mb(),
@@ -291,29 +312,39 @@ def building(node: Node, results: Path, out: Path | None = None) -> Iterator[Bui
         if not (results / ref / MANIFEST).is_file():
             target = results / ref / MANIFEST
             raise BadInput(f"{target}: not there, and {node.ref} is made from it; make it first: snakemake {target}")
-    scratch = results / ".scratch" / node.ref
+    scratch = results / SCRATCH / node.ref
     work = scratch / "out"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     started, cpu_started = time.monotonic(), time.process_time()
     build = Build(node=node, results=results, out=out, work=work, scratch=scratch)
-    try:
-        yield build
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        _remove_if_empty(scratch)
-        raise
-    write_json(work / MANIFEST, _manifest(build, started, cpu_started))
-    if out.exists():
-        shutil.rmtree(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    os.rename(work, out)
-    shutil.rmtree(scratch, ignore_errors=True)
+    with locked(scratch / BUILDING, shared=True):
+        try:
+            yield build
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            _remove_if_empty(scratch)
+            raise
+        write_json(work / MANIFEST, _manifest(build, started, cpu_started))
+        if out.exists():
+            shutil.rmtree(out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(work, out)
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _remove_if_empty(folder: Path) -> None:
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {BUILDING}:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_json(path: Path) -> bool:
+    """Whether the file can be read; where not, that is a finding of the artifact that it belongs to."""
+    try:
+        read_json(path)
+    except BadInput:
+        return False
+    return True
 
 
 def verify_artifact(results: Path, node: Node) -> list[str]:
@@ -325,8 +356,11 @@ def verify_artifact(results: Path, node: Node) -> list[str]:
     folder = results / node.ref
     if not (folder / MANIFEST).is_file():
         return [f"{folder}: not made yet (no {MANIFEST})"]
-    manifest = read_json(folder / MANIFEST)
     found = []
+    try:
+        manifest = read_json(folder / MANIFEST)
+    except BadInput as error:
+        return [str(error)]
     try:
         Node.from_json(manifest)
     except BadInput as error:
@@ -343,6 +377,6 @@ def verify_artifact(results: Path, node: Node) -> list[str]:
         path = results / ref / MANIFEST
         if not path.is_file():
             found.append(f"{path}: missing, though {node.ref} was made from it")
-        elif outputs_digest(path.parent) != digest:
+        elif _is_json(path) and outputs_digest(path.parent) != digest:
             found.append(f"{path.parent}: was made again, with another result, after {node.ref} had read it")
     return found

@@ -19,6 +19,14 @@ _PER_PAIR = frozenset(
         "ref_rejected_logp",
         "dispersion_weight",
         "neg_log_dispersion",
+        "vote_share",
+        "other_ref_chosen_logp",
+        "other_ref_rejected_logp",
+        "chosen_win_rate",
+        "rejected_win_rate",
+        "auxiliary_reward",
+        "value",
+        "head_margin",
     }
 )
 
@@ -28,7 +36,8 @@ class PairBatch:
     """B preference pairs as a loss sees them; optional fields are there when the loss declares the need.
 
     Shapes: [B] pairs, [K] reward models, [T] response tokens. Log-probabilities in nats, summed over response
-    tokens unless the name says ``token``. Only policy log-probabilities carry gradient.
+    tokens unless the name says ``token``. Only policy log-probabilities and what a head on the policy says (``value``,
+    ``head_margin``) carry gradient.
 
     Raises ValueError where a field's shape does not fit ``pair_id``.
     """
@@ -42,6 +51,7 @@ class PairBatch:
     ref_rejected_logp: Tensor | None = None
     dispersion_weight: Tensor | None = None  # [B] c(x) of MallowsPO, mean 1 on train; need "dispersion"
     neg_log_dispersion: Tensor | None = None  # [B] lambda(x) = -log phi(x); need "dispersion"
+    vote_share: Tensor | None = None  # [B] share of votes for chosen, ties half; need "vote_share"
     chosen_reward: Tensor | None = None  # [B, K] need "rewards"
     rejected_reward: Tensor | None = None
     chosen_token_logp: Tensor | None = None  # [B, T] need "tokens"
@@ -50,6 +60,17 @@ class PairBatch:
     rejected_mask: Tensor | None = None
     ref_chosen_token_logp: Tensor | None = None
     ref_rejected_token_logp: Tensor | None = None
+    chosen_subset: Tensor | None = None  # [B, T] 1 on as many tokens as the shorter response has; need "subset"
+    rejected_subset: Tensor | None = None
+    chosen_diff: Tensor | None = None  # [B, T] 1 on tokens in which a response differs from the other; need "diff"
+    rejected_diff: Tensor | None = None
+    other_ref_chosen_logp: Tensor | None = None  # [B] need "second_reference"
+    other_ref_rejected_logp: Tensor | None = None
+    chosen_win_rate: Tensor | None = None  # [B] against a set of responses to the prompt; need "win_rates"
+    rejected_win_rate: Tensor | None = None
+    auxiliary_reward: Tensor | None = None  # [B] of the chosen response; need "auxiliary"
+    value: Tensor | None = None  # [B] of the prompt, the policy's value head; need "auxiliary"
+    head_margin: Tensor | None = None  # [B] chosen - rejected, the policy's reward head; need "reward_head"
 
     def __post_init__(self) -> None:
         size = self.pair_id.shape[0]

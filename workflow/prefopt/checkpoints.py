@@ -7,13 +7,18 @@ import os
 import pickle
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefopt.artifacts import canonical_json
 from prefopt.errors import BadInput
 from prefopt.lazy import LazyModule
 
-torch = LazyModule("torch")
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedModel
+else:
+    torch = LazyModule("torch")
 
 _KEPT = 2
 _log = logging.getLogger(__name__)
@@ -56,6 +61,20 @@ def load_checkpoint(folder: Path, run: dict[str, Any], device: str) -> tuple[int
             raise BadInput(f"{path}: this checkpoint is of another run; remove {folder} to start anew")
         return step, state
     return None
+
+
+def trained_state(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The model's state without weights that training leaves as they are."""
+    frozen = {name for name, part in model.named_parameters(remove_duplicate=False) if not part.requires_grad}
+    return {name: value for name, value in model.state_dict().items() if name not in frozen}
+
+
+def take_over(model: PreTrainedModel, state: dict[str, Tensor], folder: Path) -> None:
+    """Load a trained state from a checkpoint in ``folder``; BadInput where it is not this model's."""
+    missing, unknown = model.load_state_dict(state, strict=False)
+    different = [*unknown, *(name for name in missing if name in trained_state(model))]
+    if different:
+        raise BadInput(f"{folder}: the checkpoint differs in {different[0]}; remove {folder} to start anew")
 
 
 def _files(folder: Path) -> list[Path]:

@@ -8,14 +8,16 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefopt import __version__, warm
+from prefopt import __version__, parallel, warm
 from prefopt.errors import EXIT_DONE, EXIT_TRY_AGAIN, BadInput, FailedCheck, PrefoptError
-from prefopt.stages import STAGES, RunOptions, Stage, rankings
+from prefopt.stages import STAGES, RunOptions, Stage, rankings, versions, votes_file
 
 if TYPE_CHECKING:
     from prefopt.plan import Plan
@@ -29,12 +31,30 @@ _ANNOTATED_FILES = {
     "gamed": "comparisons of the baseline with its verbose and concise selves",
 }
 
+_GROUPS = {
+    "Before and after a run": ("plan", "launch", "verify", "report", "export"),
+    "What changed, what came from where": ("compare", "trace", "publish", "gc"),
+    "Your own evaluation files": (
+        "win-rate",
+        "show-answers",
+        "rank",
+        "compare-policies",
+        "fit-difficulty",
+        "disagreement",
+    ),
+    "Lists": ("losses", "studies", "schema"),
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; failures a user can act on end as one line on stderr and an exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv:
+        print(_overview(_parser()))
+        return EXIT_DONE
     arguments = _parser().parse_args(argv)
-    if arguments.verb in STAGES and arguments.spec is not None and (code := warm.run_in_server(argv)) is not None:
+    alone = arguments.verb in STAGES and arguments.spec is not None and parallel.launched() == 1
+    if alone and (code := warm.run_in_server(argv)) is not None:
         return code
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
@@ -42,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PrefoptError as error:
         if arguments.debug:
             raise
-        print(f"prefopt {arguments.verb}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"prefopt {arguments.verb}{parallel.label()}: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except MemoryError:
         print(f"prefopt {arguments.verb}: out of memory; run again with a smaller --micro-batch", file=sys.stderr)
@@ -58,23 +78,32 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     for stage in STAGES.values():
         _add_stage(verbs, common, stage)
-    _add_configured(verbs, common, "plan", "list what the configuration asks for, and what is there already", _plan)
-    _add_configured(verbs, common, "verify", "re-check every artifact against its manifest and its parents", _verify)
+    text = "show what will run, what is there already, and what the rest will cost"
+    plan = _add_configured(verbs, common, "plan", text, _plan)
+    plan.add_argument("names", nargs="*", metavar="ITEM", help="paper/item names or patterns, as in --items")
+    plan.add_argument("--list", action="store_true", help="every artifact, instead of sums by stage")
+    plan.add_argument("--gpu", metavar="NAME[:N]", help="hours, memory and fit on GPUs, such as h100:8")
+    text = "re-check every artifact against its manifest and its parents"
+    verify = _add_configured(verbs, common, "verify", text, _verify)
+    text = "remove the damaged ones and what was made from them, so that the next run makes them again"
+    verify.add_argument("--remake", action="store_true", help=text)
     export = _add_configured(
         verbs, common, "export", "copy finished items' small results into a folder for git", _export
     )
     export.add_argument("--out", type=Path, default=Path("docs/results"), help="default: %(default)s")
     export.add_argument("--readme", type=Path, help="also renew the table of results in this file")
     _add_over_items(verbs, common, "report", "write one self-contained HTML page about finished items", _report)
-    _add_over_items(verbs, common, "publish", "import finished runs into MLflow; twice changes nothing", _publish)
+    versions.add_verbs(verbs, common, partial(_add_configured, verbs, common), _loaded_plan)
     _add_show_answers(verbs, common)
     rankings.add_verbs(verbs, common)
+    votes_file.add_verb(verbs, common)
     text = "run Snakemake, one run at a time, its jobs forked from a process that has imported torch"
     start = verbs.add_parser("launch", parents=[common], help=text, description=text)
     start.add_argument("command", nargs="+", metavar="COMMAND", help="for example: -- snakemake --cores 2")
     start.add_argument("--logs", type=Path, default=Path("results/logs"), help="where jobs log (default: %(default)s)")
     start.set_defaults(run=_launch)
     losses = verbs.add_parser("losses", parents=[common], help="list the losses, their parameters and needs")
+    losses.add_argument("--page", type=Path, help="instead renew the tables of this page, such as docs/methods.md")
     losses.set_defaults(run=_losses)
     studies = verbs.add_parser("studies", parents=[common], help="list the exact studies and their parameters")
     studies.set_defaults(run=_studies)
@@ -84,16 +113,43 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _overview(parser: argparse.ArgumentParser) -> str:
+    """All verbs in groups, with a line of help each; headings are bold on a terminal that has not said NO_COLOR."""
+    (verbs,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    texts = {choice.dest: choice.help or "" for choice in verbs._choices_actions}
+    named = {name for names in _GROUPS.values() for name in names}
+    groups = _GROUPS | {"Also": tuple(name for name in texts if name not in named and name not in STAGES)}
+    groups |= {"One stage each, as the workflow's jobs call them": tuple(name for name in STAGES if name not in named)}
+    bold = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    lines = ["usage: python -m prefopt VERB ..., and python -m prefopt VERB --help"]
+    for heading, names in groups.items():
+        there = [name for name in names if name in texts]
+        if there:
+            lines += ["", f"\033[1m{heading}\033[0m" if bold else heading]
+            lines += [f"  {name:22} {texts[name]}" for name in there]
+    return "\n".join(lines)
+
+
 def _add_stage(verbs: argparse._SubParsersAction, common: argparse.ArgumentParser, stage: Stage) -> None:
     defaults = RunOptions()
     verb = verbs.add_parser(stage.verb, parents=[common], help=stage.help, description=stage.help)
     annotated = stage.verb == "win-rate"
-    verb.add_argument("--spec", type=Path, required=not annotated, help=f"results/specs/{stage.folder}/<id>.json")
+    several = {"nargs": "+"} if stage.several else {}
+    text = f"results/specs/{stage.folder}/<id>.json{', or several' if several else ''}"
+    verb.add_argument("--spec", type=Path, required=not annotated, help=text, **several)
     if "micro_batch" in stage.options:
         verb.add_argument("--micro-batch", type=_count, default=defaults.micro_batch, help="rows in memory at a time")
     if "checkpoint_steps" in stage.options:
         text = "steps between checkpoints"
         verb.add_argument("--checkpoint-steps", type=_count, default=defaults.checkpoint_steps, help=text)
+    if "gradient_checkpointing" in stage.options:
+        text = "run layers again in the backward pass: less memory, more time"
+        verb.add_argument("--gradient-checkpointing", action="store_true", help=text)
+    if "compile" in stage.options:
+        verb.add_argument("--compile", action="store_true", help="run layers through torch.compile: pays in long runs")
+    if "sharding" in stage.options:
+        text = "full: weights, gradients and optimiser state divided among processes that torchrun started"
+        verb.add_argument("--sharding", choices=("none", "full"), default=defaults.sharding, help=text)
     if "device" in stage.options:
         verb.add_argument("--device", choices=("auto", "cpu", "cuda"), default=defaults.device)
     if annotated:
@@ -156,15 +212,24 @@ def _add_over_items(
 
 
 def _run_stage(arguments: argparse.Namespace) -> None:
-    from prefopt.artifacts import Node, building, read_json, results_of
+    for spec in arguments.spec if STAGES[arguments.verb].several else [arguments.spec]:
+        _make(arguments, spec)
+
+
+def _make(arguments: argparse.Namespace, spec: Path) -> None:
+    """Run the stage over one spec file."""
+    from prefopt.artifacts import Node, read_json, results_of
 
     stage = STAGES[arguments.verb]
-    node = Node.from_json(read_json(arguments.spec))
+    node = Node.from_json(read_json(spec))
     if node.stage.split("/", maxsplit=1)[0] != stage.folder:
-        raise FailedCheck(f"{arguments.spec}: a spec of '{node.stage}', which '{stage.verb}' does not make")
+        raise FailedCheck(f"{spec}: a spec of '{node.stage}', which '{stage.verb}' does not make")
     options = RunOptions(**{name: getattr(arguments, name) for name in stage.options})
-    results = results_of(arguments.spec)
-    with building(node, results) as build:
+    results = results_of(spec)
+    with (
+        parallel.started(stage.verb, several="sharding" in stage.options, device=options.device),
+        parallel.building_together(node, results) as build,
+    ):
         stage.load()(build, options)
     log.info("%s: done, see %s", stage.verb, results / node.ref)
 
@@ -208,26 +273,22 @@ def _loaded_plan(arguments: argparse.Namespace) -> Plan:
 
 
 def _plan(arguments: argparse.Namespace) -> None:
-    from prefopt.artifacts import MANIFEST
+    from prefopt.machines import parsed_gpus
+    from prefopt.plan_text import plan_lines
 
-    plan = _loaded_plan(arguments)
-    results = Path(plan.config.results)
-    missing = 0
-    for node in plan.reachable(plan.items.values()):
-        there = (results / node.ref / MANIFEST).is_file()
-        missing += not there
-        print(f"{'have' if there else 'make'}  {node.ref}")
-    for name, node in plan.items.items():
-        print(f"item  {name}: {results / node.ref}")
-    print(f"{len(plan.items)} items, {len(plan.nodes)} artifacts, {missing} to make")
+    if arguments.names:
+        arguments.items = ",".join([*arguments.names, *([arguments.items] if arguments.items else [])])
+    gpus = parsed_gpus(arguments.gpu) if arguments.gpu else None
+    print("\n".join(plan_lines(_loaded_plan(arguments), gpus, arguments.list)))
 
 
 def _export(arguments: argparse.Namespace) -> None:
     from prefopt.exports import export_items, update_readme
+    from prefopt.paper_metrics import write_paper_metrics
 
     plan = _loaded_plan(arguments)
     refs = {name: node.ref for name, node in plan.items.items()}
-    export_items(Path(plan.config.results), refs, arguments.out)
+    write_paper_metrics(arguments.out, export_items(Path(plan.config.results), refs, arguments.out))
     print(f"{len(refs)} items exported to {arguments.out}")
     if arguments.readme is not None:
         changed = update_readme(arguments.readme, arguments.out)
@@ -235,60 +296,51 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> None:
-    from prefopt.artifacts import verify_artifact
+    from prefopt.inventory import damaged
 
     plan = _loaded_plan(arguments)
     results = Path(plan.config.results)
     nodes = plan.reachable(plan.items.values())
-    found = [line for node in nodes for line in verify_artifact(results, node)]
-    print("\n".join(found) if found else f"{len(nodes)} artifacts are what their manifests say")
-    if found:
-        raise FailedCheck(f"{len(found)} findings in {len(nodes)} artifacts; remove the named folders and run again")
-
-
-def _finished_items(arguments: argparse.Namespace) -> tuple[Path, list[str]]:
-    """The results folder and the ``stage/id`` of the items whose manifests were named."""
-    from prefopt.artifacts import Node, read_json
-
-    nodes = {path: Node.from_json(read_json(path)) for path in arguments.manifests}
-    roots = {path.resolve().parents[node.ref.count("/") + 1] for path, node in nodes.items()}
-    if len(roots) != 1:
-        raise BadInput(f"the manifests lie in several results folders: {', '.join(sorted(map(str, roots)))}")
-    return roots.pop(), [node.ref for node in nodes.values()]
+    found = damaged(results, nodes)
+    lines = [line for findings in found.values() for line in findings]
+    print("\n".join(lines) if lines else f"{len(nodes)} artifacts are what their manifests say")
+    if not found:
+        return
+    if arguments.remake:
+        versions.remake(results, found)
+        return
+    raise FailedCheck(
+        f"{len(lines)} findings in {len(found)} of {len(nodes)} artifacts; `python -m prefopt verify --remake` removes "
+        "those and what was made from them, the next run makes them again"
+    )
 
 
 def _report(arguments: argparse.Namespace) -> None:
     from prefopt.artifacts import write_text
     from prefopt.report import collect_report, render_report
 
-    results, refs = _finished_items(arguments)
+    results, refs = versions.finished_items(arguments.manifests)
     html = render_report(collect_report(results, refs))
     write_text(arguments.out, html)
     print(f"report: {arguments.out} ({len(html) / 1e6:.1f} MB)")
 
 
-def _publish(arguments: argparse.Namespace) -> None:
-    from prefopt.artifacts import write_json
-    from prefopt.tracking import publish
-
-    results, refs = _finished_items(arguments)
-    outcome = publish(results, refs)
-    write_json(arguments.out, outcome)
-    for warning in outcome.get("warnings", []):
-        print(f"prefopt publish: {warning}", file=sys.stderr)
-    print(f"MLflow: {len(outcome['imported'])} runs imported, {len(outcome['unchanged'])} unchanged")
-
-
 def _losses(arguments: argparse.Namespace) -> None:
     from prefopt.losses import COMPOSITIONS, LOSSES
+    from prefopt.methods_page import page_with_tables, parameters_text, steps_text
 
+    if arguments.page is not None:
+        from prefopt.artifacts import write_text
+
+        write_text(arguments.page, page_with_tables(arguments.page.read_text(encoding="utf-8")))
+        print(f"{arguments.page}: tables of methods and steps renewed")
+        return
     for name, loss in LOSSES.items():
         needs = ", ".join(sorted(loss.needs)) or "nothing"
-        print(
-            f"{name:22} {', '.join(loss.parameters()):44} needs {needs:24} {loss.paper} {loss.equation or ''}".rstrip()
-        )
+        print(f"{name:26} {parameters_text(loss)}\n{'':26} needs {needs}; {steps_text(loss.combination)}")
+        print(f"{'':26} {loss.paper} {loss.equation}")
     for name, (base, regulariser) in COMPOSITIONS.items():
-        print(f"{name:22} = {base}" + (f" with {json.dumps(regulariser)}" if regulariser else ""))
+        print(f"{name:26} = {base}" + (f" with {json.dumps(regulariser)}" if regulariser else ""))
 
 
 def _studies(arguments: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import typing
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,12 +13,25 @@ import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from prefopt.errors import BadInput, nearest
-from prefopt.specs import Config, DataSpec, ExactItemSpec, GridItemSpec, ItemSpec, JudgeSpec, ModelSpec
+from prefopt.specs import (
+    Config,
+    DataSpec,
+    DisagreementItemSpec,
+    ExactItemSpec,
+    GridItemSpec,
+    ItemSpec,
+    JudgeSpec,
+    ModelSpec,
+    VoteWeightItemSpec,
+)
 
 Spec = TypeVar("Spec", bound=BaseModel)
 
 
-class _Loader(yaml.SafeLoader):
+_SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times faster, where it was built in
+
+
+class _Loader(_SafeLoader):
     """Safe YAML with two repairs: 1e-4 is a number, and a key that stands twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -39,8 +53,14 @@ _Loader.add_implicit_resolver(
 )
 
 
+@lru_cache(maxsize=16)
+def _parsed(text: str) -> Any:
+    """The text's content, once for all items that name the same file; nobody may change it."""
+    return yaml.load(text, Loader=_Loader)
+
+
 def load_yaml(path: Path) -> Any:
-    """Parse one YAML file; BadInput names the file and line of what is wrong."""
+    """Content of one YAML file, to be read only; BadInput names the file and line of what is wrong."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -48,7 +68,7 @@ def load_yaml(path: Path) -> Any:
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: cannot be read ({error})") from None
     try:
-        return yaml.load(text, Loader=_Loader)
+        return _parsed(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -150,21 +170,27 @@ def item_files(config_dir: Path, patterns: list[str]) -> list[Path]:
     return list(found)
 
 
-def load_item(path: Path) -> ItemSpec | GridItemSpec | ExactItemSpec:
+AnyItem = ItemSpec | GridItemSpec | DisagreementItemSpec | VoteWeightItemSpec | ExactItemSpec
+
+
+def load_item(path: Path) -> AnyItem:
     """One declaration, with names of data, models and judges replaced by their entries of datasets.yaml and so on.
 
-    A declaration with a ``study`` is an exact item, which has neither; one with ``conditions`` is a grid.
+    A declaration with a ``study`` is an exact item, which has neither; one with ``conditions`` is a grid, those with
+    ``annotated`` or ``betas`` are about several annotators.
     """
     content = load_yaml(path)
     if _is_exact(content):
         return parse(ExactItemSpec, content, str(path))
     config_dir = next(p.parent for p in path.parents if p.name == "experiments")
-    is_grid = isinstance(content, dict) and "conditions" in content
-    item = parse(GridItemSpec if is_grid else ItemSpec, content, str(path))
+    kinds = [kind for key, kind in _KINDS.items() if isinstance(content, dict) and key in content]
+    item = parse(kinds[0] if kinds else ItemSpec, content, str(path))
     entries = {kind: config_dir / f"{name}.yaml" for kind, name in _ENTRIES.items()}
     return _resolved(item, entries)
 
 
+# Which item a declaration is, by a key that only this kind has.
+_KINDS = {"conditions": GridItemSpec, "annotated": DisagreementItemSpec, "betas": VoteWeightItemSpec}
 _ENTRIES = {"data": "datasets", "model": "models", "judge": "judges"}
 _ORACLE = "oracle"  # a judge that has a name and no entry
 

@@ -95,6 +95,21 @@ def vote_entropy(reward_margin: ArrayLike) -> Floats:
     return np.clip(-(p * np.log2(p) + (1 - p) * np.log2(1 - p)), _CLAMP, 1 - _CLAMP)
 
 
+def human_votes(chosen: ArrayLike, rejected: ArrayLike, tie: ArrayLike) -> Floats:
+    """Binary entropy of the annotators' votes on each pair as a fraction of log 2, in [1e-6, 1 - 1e-6].
+
+    E = H(p) / log 2, p = (n_chosen + n_tie / 2 + 1) / (n + 2), counts of votes [pairs]: as ``vote_entropy`` with people
+    in the place of reward models. A tie is half a vote for each side, a level vote has the largest entropy.
+
+    Raises BadInput for negative counts or a pair without a vote.
+    """
+    a, b, level = (np.asarray(count, dtype=float) for count in (chosen, rejected, tie))
+    n = a + b + level
+    _first_bad("votes", n, (np.minimum(np.minimum(a, b), level) >= 0) & (n > 0), "one vote or more on every pair")
+    p = (a + level / 2 + 1) / (n + 2)
+    return np.clip(-(p * np.log2(p) + (1 - p) * np.log2(1 - p)), _CLAMP, 1 - _CLAMP)
+
+
 def phi_star(normalised_entropy_train: ArrayLike) -> float:
     """1 / mean(-log E) over the training pairs: the constant that gives c mean 1 there.
 

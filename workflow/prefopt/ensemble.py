@@ -63,6 +63,13 @@ def _member(number: int, frame: pd.DataFrame) -> pd.DataFrame:
     return frame.set_index("pair_id")
 
 
+def split_heads(scores: pd.DataFrame) -> list[pd.DataFrame]:
+    """One frame per head, as ``stack_members`` takes them, from list columns of length K."""
+    columns = {name: np.stack(scores[name].to_list()) for name in _REWARDS}
+    heads = range(columns[_REWARDS[0]].shape[1])
+    return [scores[["pair_id"]].assign(**{name: values[:, head] for name, values in columns.items()}) for head in heads]
+
+
 def reward_margins(stacked: pd.DataFrame) -> NDArray[np.float64]:
     """Chosen - rejected reward of a stacked frame [pairs, K]."""
     return np.stack(stacked["chosen_reward"].to_list()) - np.stack(stacked["rejected_reward"].to_list())
@@ -72,8 +79,10 @@ def diagnostics(stacked: pd.DataFrame) -> dict[str, Any]:
     """What the members know and how they differ, for pairs whose chosen response is the preferred one.
 
     ``accuracy`` (share of pairs with a positive margin, ties half), ``margin_mean`` and ``margin_std`` (ddof 0, raw
-    reward scale) per member; ``correlation`` of margins [K][K] (0 with a constant member); ``vote_entropy``, the mean
-    over pairs of the entropy of the members' votes in nats; flags ``below_chance`` and ``constant`` (members) and
+    reward scale) per member; ``correlation`` of margins [K][K] (0 with a constant member); ``mean_correlation`` and
+    ``disagreement`` over the pairs of members (null for one): of the correlation, and of the share of response pairs
+    that two members order differently, ties half; ``vote_entropy``, the mean over pairs of the entropy of the members'
+    votes in nats; flags ``below_chance`` and ``constant`` (members) and
     ``identical`` (member pairs, equal up to a shift of the reward per response); ``warnings``, the flags in words.
     Without pairs only ``pairs`` and ``warnings``.
     """
@@ -88,6 +97,8 @@ def diagnostics(stacked: pd.DataFrame) -> dict[str, Any]:
     scale = np.where(spread > 0, spread, 1.0)
     correlation = (centred / scale).T @ (centred / scale) / len(margins)
     members = range(margins.shape[1])
+    above = np.triu_indices(len(members), 1)
+    differs = np.abs(votes[:, above[0]] - votes[:, above[1]])
     below = [k for k in members if accuracy[k] < 0.5]
     constant = [k for k in members if spread[k] == 0]
     twins = [(i, k) for k in members for i in range(k) if np.allclose(margins[:, i], margins[:, k], 1e-9, 1e-12)]
@@ -98,6 +109,8 @@ def diagnostics(stacked: pd.DataFrame) -> dict[str, Any]:
         "margin_mean": margins.mean(axis=0).tolist(),
         "margin_std": spread.tolist(),
         "correlation": correlation.tolist(),
+        "mean_correlation": float(correlation[above].mean()) if len(members) > 1 else None,
+        "disagreement": float(differs.mean()) if len(members) > 1 else None,
         "vote_entropy": float(entropy.mean()),
         "below_chance": below,
         "constant": constant,

@@ -107,13 +107,14 @@ def dataset_figure(models: Mapping[str, Mapping[str, Estimate]]) -> str:
     """One panel per model, one bar per data set with interval and ``n``; ``models``: label -> data set -> estimate."""
     names = list(dict.fromkeys(name for estimates in models.values() for name in estimates))
     panels_down = -(-len(models) // _PANELS_ACROSS)
-    with drawing(WIDTH, (0.75 + 0.26 * len(names)) * panels_down) as canvas:
-        panels = axes_grid(canvas.figure, len(models), _PANELS_ACROSS, sharey=True)
-        for panel, (label, estimates) in zip(panels, models.items(), strict=True):
+    with drawing(WIDTH, 0.4 + (0.35 + 0.26 * len(names)) * panels_down) as canvas:
+        panels = axes_grid(canvas.figure, len(models), _PANELS_ACROSS, sharex=True, sharey=True)
+        for number, (panel, (label, estimates)) in enumerate(zip(panels, models.items(), strict=True)):
             for row, name in enumerate(names):
                 _bar(panel, row, estimates.get(name), COLOURS[0], _BAR, note_at=168)
             _rates_across(panel, [safe(name) for name in names])
-            panel.set_xlabel("win rate (%)", x=0.3)
+            if number >= len(models) - _PANELS_ACROSS:  # the last panel of its column
+                panel.set_xlabel("win rate (%)", x=0.3)
             panel.set_xlim(0, 168)  # rates and counts stand in a column of their own
             panel.set_xticks(_TICKS[::2])
             panel.set_title(folded(safe(label), 26), fontsize=SMALL)

@@ -8,20 +8,29 @@ from typing import Any
 import pandas as pd
 
 from prefopt.errors import BadInput, nearest
-from prefopt.items import NO_CLAIM, NOT_REPRODUCED, REPRODUCED, pipe_table
+from prefopt.items import DIRECTION_ONLY, NO_CLAIM, NOT_REPRODUCED, REPRODUCED, pipe_table
+
+HOLDS = (REPRODUCED, DIRECTION_ONLY)
+
+
+def is_of_numbers(item: Mapping[str, Any]) -> bool:
+    """Whether an item's content is a study's numbers with claims about them, at whatever scale they were measured."""
+    return "exact" in (item["scale"], item.get("kind"))
 
 
 def collect_exact(spec: Mapping[str, Any], values: Mapping[str, float], artifact: str) -> dict[str, Any]:
     """The content of ``item.json`` for one exact item.
 
     ``spec`` is the item node's: item (head), study (name, params), expect. ``values`` are the study's numbers and
-    ``artifact`` is the study's stage/id.
+    ``artifact`` is the study's stage/id. Where they were measured on small models, a claim that holds is a direction.
 
     Raises BadInput where a claim names a value that the study does not have.
     """
     rows = [judge(row, values) for row in spec["expect"]]
+    holds = REPRODUCED if spec["item"]["scale"] in ("exact", "paper") else DIRECTION_ONLY
+    rows = [row | {"verdict": holds if row["verdict"] == REPRODUCED else row["verdict"]} for row in rows]
     verdicts = {row["verdict"] for row in rows}
-    verdict = NO_CLAIM if not rows else NOT_REPRODUCED if NOT_REPRODUCED in verdicts else REPRODUCED
+    verdict = NO_CLAIM if not rows else NOT_REPRODUCED if NOT_REPRODUCED in verdicts else holds
     study = {**spec["study"], "artifact": artifact}
     return {**spec["item"], "verdict": verdict, "expect": rows, "study": study}
 
@@ -86,10 +95,10 @@ def verdict_lines(item: Mapping[str, Any]) -> list[dict[str, str]]:
     """
     if not item["expect"]:
         return []
-    failed = [row for row in item["expect"] if row["verdict"] != REPRODUCED]
+    failed = [row for row in item["expect"] if row["verdict"] not in HOLDS]
     count = len(item["expect"])
     found = f"{count - len(failed)} of {count} claims hold" if failed else f"all {count} claims hold"
-    whole = {"claim": item["title"], "source": f"exact: {found}", "verdict": item["verdict"]}
+    whole = {"claim": item["title"], "source": f"{item['scale']}: {found}", "verdict": item["verdict"]}
     return [
         whole | {"published": "–", "ours": "–", "detail": ""},
         *(

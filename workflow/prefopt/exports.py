@@ -83,7 +83,7 @@ def _entry(results: Path, name: str, ref: str) -> dict[str, Any]:
 
 def _headline(item: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, str]:
     """The item's first claim: as reported, and as found here."""
-    if item["scale"] == "exact":
+    if exact.is_of_numbers(item):
         return {"reported": exact.reported_text(row), "found": f"{row['quantity']}: {exact.value_text(row)}"}
     where = f"{row['metric'].replace('_', ' ')}, " if "metric" in row else ""
     sides = f"{row['arm']} − {row['than']}: " if row.get("than") is not None and "arm" in row else ""

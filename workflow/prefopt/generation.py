@@ -85,6 +85,12 @@ def generate(
 def _check_prompts(model: PreTrainedModel, prompt_ids: Ids, sampling: SamplingSpec) -> None:
     if any(len(prompt) == 0 for prompt in prompt_ids):
         raise BadInput(f"prompt {[len(p) for p in prompt_ids].index(0)} has no tokens; a prompt needs at least one")
+    largest = max((max(prompt) for prompt in prompt_ids), default=0)
+    if largest >= (embedded := model.get_input_embeddings().weight.shape[0]):
+        raise BadInput(
+            f"a prompt has the token id {largest}, and the model has embeddings for {embedded} tokens; use the "
+            "tokenizer that the model was trained with"
+        )
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     longest = max((len(prompt) for prompt in prompt_ids), default=0)
     if limit is not None and longest + sampling.max_new_tokens > limit:

@@ -25,6 +25,13 @@ WEAKEST_FIRST = (NOT_REPRODUCED, NOT_RUN, DIRECTION_ONLY, REPRODUCED)
 
 RESAMPLES = 4000
 LEVEL = 0.95
+_LC = "length_controlled_win_rate"
+LENGTH_CONTROLLED = "length-controlled %"
+_NEEDS = {"reward_advantage": "reward_model", _LC: "length_controlled"}  # metric -> column
+DRAWS_METHOD = (
+    "; win rates are averaged over {draws} answers per prompt, and with a single training seed the seeds of these "
+    "draws take the place of the seeds"
+)
 METHOD = (
     f"{100 * LEVEL:g} % percentile bootstrap over seeds and prompts at once ({RESAMPLES} resamples, fixed seed): of S "
     "seeds S-1 and of P prompts P are drawn with replacement, the same ones for both arms of a difference; with a "
@@ -34,6 +41,7 @@ METHOD = (
 # Value per prompt of each metric; win rates in percent, the baseline arm's own value beside it.
 _METRICS: dict[str, tuple[Callable[[Any], Any], float | None]] = {
     "win_rate": (lambda table: 100.0 * table["outcome"], 50.0),
+    _LC: (lambda table: table["length_controlled"], 50.0),
     "reward_advantage": (lambda table: table["reward_model"] - table["reward_baseline"], 0.0),
     "avg_tokens": (lambda table: table["tokens_model"], None),
     "avg_tokens_baseline": (lambda table: table["tokens_baseline"], None),
@@ -70,9 +78,10 @@ def estimate(values: Values) -> dict[str, Any]:
 def collect_item(spec: Mapping[str, Any], results: Mapping[tuple[str, int], Mapping[str, Any]]) -> dict[str, Any]:
     """The content of ``item.json`` for one paper item.
 
-    ``spec`` is the item node's: item (head), arms (name -> loss), seeds, against, expect. ``results`` holds for each
-    finished (arm, seed): ``policy`` and ``metrics_ref`` (stage/id), ``metrics`` (metrics.json) and ``prompts`` (one row
-    per prompt: prompt_id, outcome, reward_model, reward_baseline, tokens_model, tokens_baseline). The arm that the
+    ``spec`` is the item node's: item (head), arms (name -> loss), seeds, against, expect, and draws where there are
+    several. ``results`` holds for each finished (arm, seed): ``policy`` and ``metrics_ref`` (stage/id), ``metrics``
+    (metrics.json) and ``prompts`` (one row per prompt, and draw: prompt_id, outcome, reward_model, reward_baseline,
+    length_controlled, tokens_model, tokens_baseline; ``draw`` where there are several). The arm that the
     others are judged against needs only ``policy``; its win rate is 50 and its reward advantage 0 by definition.
 
     Raises FailedCheck where a prompt stands twice or the runs share no prompt.
@@ -84,7 +93,7 @@ def collect_item(spec: Mapping[str, Any], results: Mapping[tuple[str, int], Mapp
         **spec["item"],
         "against": spec["against"],
         "seeds": list(spec["seeds"]),
-        "method": METHOD,
+        "method": METHOD + (DRAWS_METHOD.format(draws=spec["draws"]) if spec.get("draws", 1) > 1 else ""),
         "arms": {name: runs.arm(name, loss) for name, loss in spec["arms"].items()},
         "expect": rows,
         "verdict": next((v for v in WEAKEST_FIRST if v in verdicts), NO_CLAIM),
@@ -110,9 +119,7 @@ class _Runs:
             summary = self._baseline_summary(len(seeds))
         else:
             measured = self._seeds(name)
-            metrics = (
-                [m for m in _METRICS if m != "reward_advantage" or self._scored(name, measured)] if measured else []
-            )
+            metrics = [m for m in _METRICS if self._has(name, measured, m)] if measured else []
             summary = {m: estimate(self._values({name: measured}, m)[name]) for m in metrics}
         return {"loss": dict(loss), "baseline": baseline, "seeds": seeds, "summary": summary}
 
@@ -130,35 +137,53 @@ class _Runs:
     def _is_measured(self, side: str | float) -> bool:
         return isinstance(side, str) and side != self.spec["against"]
 
-    def _scored(self, arm: str, seeds: list[int]) -> bool:
-        """Whether the judge scored every answer alone; one that sees two answers gives no rewards."""
-        return all("reward_model" in self.results[arm, seed]["prompts"] for seed in seeds)
+    def _has(self, arm: str, seeds: list[int], metric: str) -> bool:
+        """Whether a metric was measured: judges that see two answers give no rewards, length control is asked for."""
+        return all(_NEEDS.get(metric, "outcome") in self.results[arm, seed]["prompts"] for seed in seeds)
 
     def _seeds(self, arm: str) -> list[int]:
         return [s for s in self.spec["seeds"] if "prompts" in self.results.get((arm, s), {})]
 
     def _baseline_summary(self, n_seeds: int) -> dict[str, Any]:
         """The baseline against itself: rates by definition, its lengths from the runs judged against it."""
-        means = {metric: level for metric, (_, level) in _METRICS.items() if level is not None}
         others = {arm: seeds for arm in self.spec["arms"] if (seeds := self._seeds(arm))}
+        defined = {"win_rate", "reward_advantage"} | {
+            m for m in _METRICS if others and all(self._has(*o, m) for o in others.items())
+        }
+        means = {m: level for m, (_, level) in _METRICS.items() if level is not None and m in defined}
         if others:
             lengths = self._values(others, "avg_tokens_baseline")
             means["avg_tokens"] = float(np.concatenate(list(lengths.values())).mean())
         return {metric: {"mean": mean, "low": None, "high": None, "n_seeds": n_seeds} for metric, mean in means.items()}
 
     def _values(self, seeds_of: Mapping[str, list[int]], metric: str) -> dict[str, Values]:
-        """Per arm the metric as [seeds, prompts], on the prompts that every run has, in one order for all."""
+        """Per arm the metric as [seeds, prompts], on the prompts that every run has, in one order for all.
+
+        Of several draws per seed the mean, which holds the draws' own noise; with one seed the draws are the rows.
+        """
         series = {}
         for arm, seed in ((a, s) for a, seeds in seeds_of.items() for s in seeds):
-            table = self.results[arm, seed]["prompts"].dropna(subset=["outcome"]).set_index("prompt_id")
-            if not table.index.is_unique:
-                twice = table.index[table.index.duplicated()][0]
-                raise FailedCheck(f"arm '{arm}', seed {seed}: prompt_id {twice} stands in more than one row")
-            series[arm, seed] = _METRICS[metric][0](table).astype(float)
+            for draw, drawn in self._draws(arm, seed):
+                table = drawn.dropna(subset=["outcome"]).set_index("prompt_id")
+                if not table.index.is_unique:
+                    twice = table.index[table.index.duplicated()][0]
+                    raise FailedCheck(f"arm '{arm}', seed {seed}: prompt_id {twice} stands in more than one row")
+                series[arm, seed, draw] = _METRICS[metric][0](table).astype(float)
         frame = pd.concat(series, axis=1, join="inner").sort_index()
         if frame.empty:
-            raise FailedCheck(f"no prompt was judged in all of {', '.join(f'{a} seed {s}' for a, s in series)}")
-        return {arm: frame[[(arm, s) for s in seeds]].to_numpy().T for arm, seeds in seeds_of.items()}
+            raise FailedCheck(f"no prompt was judged in all of {', '.join(f'{a} seed {s}' for a, s, _ in series)}")
+        return {arm: self._by_seed(frame[arm], seeds) for arm, seeds in seeds_of.items()}
+
+    def _draws(self, arm: str, seed: int) -> list[tuple[int, pd.DataFrame]]:
+        table = self.results[arm, seed]["prompts"]
+        return list(table.groupby("draw")) if "draw" in table else [(0, table)]
+
+    @staticmethod
+    def _by_seed(columns: pd.DataFrame, seeds: list[int]) -> Values:
+        """Columns (seed, draw) as rows of seeds, or of draws where there is one seed."""
+        if len(seeds) == 1:
+            return columns[seeds[0]].to_numpy().T
+        return np.array([columns[seed].to_numpy().mean(axis=1) for seed in seeds])
 
     def _difference(self, row: Mapping[str, Any]) -> dict[str, Any] | None:
         """``arm`` minus ``than`` in the row's metric, prompt by prompt; None where the two share no seed."""
@@ -225,13 +250,15 @@ def with_interval(summary: Mapping[str, Any] | None, digits: int = 1, sign: bool
 
 
 def table(item: Mapping[str, Any]) -> pd.DataFrame:
-    """One row per arm in declared order: arm, loss, seeds, win rate, advantage and tokens as text with intervals."""
+    """One row per arm in declared order: arm, loss, seeds, win rates, advantage and tokens as text with intervals."""
+    controlled = any(_LC in arm["summary"] for arm in item["arms"].values())
     rows = [
         {
             "arm": f"{name} (baseline)" if arm["baseline"] else name,
             "loss": _loss_text(arm["loss"]),
             "seeds": len(arm["seeds"]),
             "win rate %": with_interval(arm["summary"].get("win_rate")),
+            **({LENGTH_CONTROLLED: with_interval(arm["summary"].get(_LC))} if controlled else {}),
             "reward advantage": with_interval(arm["summary"].get("reward_advantage"), 2, sign=True),
             "tokens": with_interval(arm["summary"].get("avg_tokens")),
         }

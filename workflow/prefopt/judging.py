@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from prefopt.errors import FailedCheck
+from prefopt.judges.answers import IDENTICAL
 
 _SHOWN_RAW = 3
 
@@ -64,6 +65,24 @@ class BothOrders:
     def missing(self) -> int:
         """Judgements, of 2 N, without a usable answer."""
         return int(np.isnan(self.baseline_first).sum() + np.isnan(self.model_first).sum())
+
+    def order_effects(self) -> dict[str, float | None]:
+        """What the order changes, over the prompts whose two judgements are usable; None where there are none.
+
+        ``position_consistency``: share of prompts for which both orders prefer the same side, or neither;
+        ``second_shown``: mean preference, 0 to 1, for whichever answer stood second, 1/2 without a position bias.
+        Equal answers were never asked about and do not count.
+        """
+        asked = ~np.isnan(self.baseline_first + self.model_first)
+        for said in self.raw.values():
+            asked &= np.array([each != IDENTICAL for each in said], dtype=bool)
+        straight, swapped = self.baseline_first[asked], self.model_first[asked]
+        if straight.size == 0:
+            return {"position_consistency": None, "second_shown": None}
+        return {
+            "position_consistency": float((np.sign(straight - 1.5) == np.sign(swapped - 1.5)).mean()),
+            "second_shown": float(0.5 + (straight - swapped).mean() / 2),
+        }
 
 
 def judge_both_orders(

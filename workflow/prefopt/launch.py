@@ -42,13 +42,17 @@ def only_run() -> Iterator[int]:
 
 
 def failures(logs: Path, since: float) -> Iterator[str]:
-    """``log: last line`` of every log written since then that ends in a failure."""
+    """``log: line`` of every log written since then that ends in a failure: our own last line, or simply the last.
+
+    Several processes of one job end in torchrun's report, which stands below the line that says what to do.
+    """
     for path in sorted(logs.rglob("*.log")):
         if path.stat().st_mtime < since:
             continue
         lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        if lines and (lines[-1].startswith("prefopt ") or any(line.startswith("Traceback") for line in lines)):
-            yield f"{path}: {lines[-1]}"
+        ours = next((line for line in reversed(lines) if line.startswith("prefopt ")), None)
+        if lines and (lines[-1] == ours or any(line.startswith("Traceback") for line in lines)):
+            yield f"{path}: {ours or lines[-1]}"
 
 
 def launch(command: Sequence[str], logs: Path) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,9 +11,11 @@ import numpy as np
 
 from prefopt.batch import PairBatch
 from prefopt.errors import FailedCheck
+from prefopt.heads import head_margin, prompt_value
 from prefopt.lazy import LazyModule
 from prefopt.losses import get_loss, get_regulariser, linear_gamma
 from prefopt.scoring import Ids, ResponseScores, length_batches, response_scores, reward_scores
+from prefopt.token_sets import diff_masks, shared_subset
 
 if TYPE_CHECKING:
     import torch
@@ -30,8 +32,14 @@ _NEEDED_SIGNALS = {
     "reference": ("ref_chosen_logp", "ref_rejected_logp"),
     "dispersion": ("dispersion_weight", "neg_log_dispersion"),
     "rewards": ("chosen_reward", "rejected_reward"),
-    "tokens": ("ref_chosen_token_logp", "ref_rejected_token_logp"),
+    "vote_share": ("vote_share",),
+    "second_reference": ("other_ref_chosen_logp", "other_ref_rejected_logp"),
+    "win_rates": ("chosen_win_rate", "rejected_win_rate"),
+    "auxiliary": ("auxiliary_reward",),
 }
+_TOKEN_SIGNALS = ("ref_chosen_token_logp", "ref_rejected_token_logp")
+_SIDES = ("chosen", "rejected")
+_BY_TOKEN = ("_token_logp", "_diff", "_subset")
 
 
 @dataclass(frozen=True)
@@ -158,6 +166,22 @@ class RewardObjective(_PairObjective):
         return F.softplus(-margin).sum(), {"accuracy": (margin.detach() > 0).sum(), "margin": margin.detach().sum()}
 
 
+class SharedRewardObjective(RewardObjective):
+    """The Bradley-Terry loss of K heads on one body, added up, so that each head's gradient is that of its own loss."""
+
+    def loss(self, model: PreTrainedModel, rows: Sequence[int], moment: Moment) -> tuple[Tensor, Sums]:
+        """Sum over pairs and heads; what is reported is the mean over heads."""
+        chosen, rejected = reward_scores(model, *self._both(rows)).chunk(2)
+        margin = chosen - rejected
+        loss = F.softplus(-margin).sum()
+        seen = margin.detach()
+        return loss, {
+            "loss": loss.detach() / margin.shape[1],
+            "accuracy": (seen > 0).float().mean(dim=1).sum(),
+            "margin": seen.mean(dim=1).sum(),
+        }
+
+
 @dataclass(frozen=True)
 class ReferenceSamples:
     """gamma(t) times a penalty on responses drawn from the reference; gamma is linear from gamma[0] to gamma[1].
@@ -192,25 +216,37 @@ class PolicyObjective(_PairObjective):
         loss_params: Mapping[str, Any],
         signals: Mapping[str, Sequence[Any]],
         regulariser: ReferenceSamples | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__(prompt_ids, chosen_ids, rejected_ids, pair_ids)
-        self.pair_loss = get_loss(loss)
+        self.pair_loss = get_loss(loss).form(loss_params)
         self.pair_loss.check_params(loss_params)
         self.loss_params, self.signals, self.regulariser = dict(loss_params), dict(signals), regulariser
-        self.divisible = not self.pair_loss.couples_pairs
-        for need in sorted(self.pair_loss.needs):
-            missing = [name for name in _NEEDED_SIGNALS.get(need, ()) if name not in self.signals]
+        self.divisible, self.seed = not self.pair_loss.couples_pairs, seed
+        needs = self.pair_loss.needs
+        for need in sorted(needs):
+            wanted = _TOKEN_SIGNALS if need == "tokens" and "reference" in needs else _NEEDED_SIGNALS.get(need, ())
+            missing = [name for name in wanted if name not in self.signals]
             if missing:
                 raise ValueError(f"loss '{loss}' needs '{need}', but there is no signal {missing[0]}")
-        by_token = "tokens" in self.pair_loss.needs
+        if "diff" in needs:
+            masks = [diff_masks(chosen, rejected) for chosen, rejected in zip(chosen_ids, rejected_ids, strict=True)]
+            self.signals |= {f"{side}_diff": [mask[at] for mask in masks] for at, side in enumerate(_SIDES)}
+        by_token = "tokens" in needs
         self._used = [name for name in self.signals if by_token or not name.endswith("_token_logp")]
         for name, values in self.signals.items():
             if len(values) != self.size:
                 raise ValueError(f"signal {name}: {len(values)} rows for {self.size} pairs")
         self._penalty: Callable[..., Tensor] | None = get_regulariser(regulariser.name).fn if regulariser else None
 
-    def batch(self, model: PreTrainedModel, rows: Sequence[int]) -> PairBatch:
-        """The pairs as a loss sees them, chosen and rejected scored in one forward pass."""
+    def batch(self, model: PreTrainedModel, rows: Sequence[int], step: int = 0) -> PairBatch:
+        """The pairs as a loss sees them at a step, chosen and rejected scored in one forward pass.
+
+        A loss that needs a head takes it from ``model``, which is inside ``heads.heads_on``.
+        """
+        return replace(self._scored(model, rows, step), **self._head_fields(model, rows))
+
+    def _scored(self, model: PreTrainedModel, rows: Sequence[int], step: int = 0) -> PairBatch:
         by_token = "tokens" in self.pair_loss.needs
         scores = response_scores(model, *self._both(rows), token_level=by_token)
         chosen_logp, rejected_logp = scores.logp.chunk(2)
@@ -222,12 +258,32 @@ class PolicyObjective(_PairObjective):
             chosen_tokens=chosen_tokens.to(chosen_logp.dtype),
             rejected_tokens=rejected_tokens.to(chosen_logp.dtype),
             **(_token_fields(scores) if by_token else {}),
-            **{name: self._signal(name, rows, scores) for name in self._used},
+            **{name: self._signal(name, _take(self.signals[name], rows), scores) for name in self._used},
+            **self._drawn(rows, step, scores),
         )
+
+    def _drawn(self, rows: Sequence[int], step: int, scores: ResponseScores) -> dict[str, Tensor]:
+        """The token places of this step, the same for policy and reference."""
+        if "subset" not in self.pair_loss.needs:
+            return {}
+        masks = [
+            shared_subset(self.pair_ids[row], step, self.seed, len(self.chosen_ids[row]), len(self.rejected_ids[row]))
+            for row in rows
+        ]
+        names = (f"{side}_subset" for side in _SIDES)
+        return {name: self._signal(name, [m[at] for m in masks], scores) for at, name in enumerate(names)}
+
+    def _head_fields(self, model: PreTrainedModel, rows: Sequence[int]) -> dict[str, Tensor]:
+        fields = {}
+        if "reward_head" in self.pair_loss.needs:
+            fields["head_margin"] = head_margin(model, *self._both(rows))
+        if "auxiliary" in self.pair_loss.needs:
+            fields["value"] = prompt_value(model, _take(self.prompt_ids, rows))
+        return fields
 
     def loss(self, model: PreTrainedModel, rows: Sequence[int], moment: Moment) -> tuple[Tensor, Sums]:
         """Sum over pairs of the loss and, with a regulariser, of gamma times the penalty on as many samples."""
-        batch = self.batch(model, rows)
+        batch = self.batch(model, rows, moment.step)
         total = self.pair_loss.fn(batch, **self.loss_params).sum()
         margin = (batch.policy_margin if batch.ref_chosen_logp is None else batch.margin).detach()
         sums = {
@@ -254,7 +310,7 @@ class PolicyObjective(_PairObjective):
         with torch.no_grad():
             for part in length_batches([self.lengths[row] for row in rows], micro_batch):
                 chosen = [rows[at] for at in part]
-                gaps = self.batch(model, chosen).margin.abs().nan_to_num(nan=float("inf")).tolist()
+                gaps = self._scored(model, chosen).margin.abs().nan_to_num(nan=float("inf")).tolist()
                 at = max(range(len(gaps)), key=gaps.__getitem__)
                 if gaps[at] > worst:
                     worst, where = gaps[at], chosen[at]
@@ -265,12 +321,12 @@ class PolicyObjective(_PairObjective):
             )
         return worst
 
-    def _signal(self, name: str, rows: Sequence[int], scores: ResponseScores) -> Tensor:
-        values = _take(self.signals[name], rows)
+    @staticmethod
+    def _signal(name: str, values: Sequence[Any], scores: ResponseScores) -> Tensor:
         dtype, device = scores.logp.dtype, scores.logp.device
-        if not name.endswith("_token_logp"):
+        if not name.endswith(_BY_TOKEN):
             return torch.as_tensor(np.asarray(values), dtype=dtype, device=device)
-        out = np.zeros((len(rows), scores.mask.shape[1]))
+        out = np.zeros((len(values), scores.mask.shape[1]))
         for at, response in enumerate(values):
             out[at, : len(response)] = response
         return torch.as_tensor(out, dtype=dtype, device=device)

@@ -28,7 +28,9 @@ Ids = Sequence[Sequence[int]]
 
 _NAME = "prefopt_packed"
 _EXPLICIT_LENGTH = 64  # up to here a CPU multiplies small matrices faster than it runs its fused attention
-_GROUP_ROWS, _GROUP_FILL = 8, 0.8  # one attention call: at least so many rows, further ones as long as this share
+_QUERIES = 256  # of one product of scores
+_LONG = 128  # from here on, padding within an attention call costs more than calls do
+_GROUP_ROWS, _GROUP_FILL = (8, 2), (0.8, 0.9)  # one call, short and long: at least so many rows, others this long
 _NOT_PACKED = ("sliding_window", "softcap", "s_aux", "position_bias")  # attention that is more than causal
 
 _log = logging.getLogger(__name__)
@@ -80,10 +82,11 @@ def pad(prompt_ids: Ids, response_ids: Ids, device: torch.device) -> Rows:
     )
 
 
-def pack(prompt_ids: Ids, response_ids: Ids, device: torch.device) -> Rows:
+def pack(prompt_ids: Ids, response_ids: Ids, device: torch.device, *, multiple: int = 1) -> Rows:
     """All prompts and then all responses in one row of N tokens, without padding; rows and errors as in ``pad``.
 
-    The body needs ``attention_for`` around it.
+    ``multiple``: N and lengths within attention are rounded up to multiples of it, for products that have to be
+    compiled for every new size. The body needs ``attention_for`` around it.
     """
     repeats = _responses_per_prompt(prompt_ids, response_ids)
     starts, tokens = _lengths(prompt_ids), _lengths(response_ids)
@@ -94,15 +97,17 @@ def pack(prompt_ids: Ids, response_ids: Ids, device: torch.device) -> Rows:
     before = np.arange(size, len(ids)) - 1
     starts = np.tile(starts, repeats)
     before[response_at - size] = prompt_at + starts - 1
-    token, shapes = _grouped(prompt_at, starts, response_at, tokens)
+    token, shapes = _grouped(prompt_at, starts, response_at, tokens, multiple)
     real = token >= 0
-    place, positions = np.empty(len(ids), dtype=np.int64), np.empty(len(ids), dtype=np.int64)
+    target = ids[size:]
+    ids = np.pad(ids, (0, -len(ids) % multiple))
+    place, positions = np.zeros_like(ids), np.zeros_like(ids)
     place[token[real]] = np.flatnonzero(real)
     positions[token[real]] = np.concatenate([np.tile(np.arange(length), rows) for rows, length in shapes])[real]
     rows = _rows(
         {"input_ids": ids[None], "position_ids": positions[None]},
         before=before,
-        target=ids[size:],
+        target=target,
         last=response_at + tokens - 1,
         tokens=tokens,
         device=device,
@@ -113,13 +118,13 @@ def pack(prompt_ids: Ids, response_ids: Ids, device: torch.device) -> Rows:
 
 
 def _grouped(
-    prompt_at: np.ndarray, starts: np.ndarray, response_at: np.ndarray, tokens: np.ndarray
+    prompt_at: np.ndarray, starts: np.ndarray, response_at: np.ndarray, tokens: np.ndarray, multiple: int
 ) -> tuple[np.ndarray, list[tuple[int, int]]]:
     """Packed token at each place of the groups, -1 where there is padding, and the groups' shapes."""
     lengths = starts + tokens
     found, shapes = [], []
     for group in _groups(lengths):
-        column, start = np.arange(lengths[group[0]]), starts[group, None]
+        column, start = np.arange(-(-lengths[group[0]] // multiple) * multiple), starts[group, None]
         token = np.where(column < start, prompt_at[group, None] + column, response_at[group, None] + column - start)
         token[column >= lengths[group, None]] = -1
         found.append(token.ravel())
@@ -132,7 +137,9 @@ def _groups(lengths: np.ndarray) -> list[np.ndarray]:
     order = np.argsort(-lengths, kind="stable")
     starts = [0]
     for at, length in enumerate(lengths[order].tolist()):
-        if at - starts[-1] >= _GROUP_ROWS and length < _GROUP_FILL * lengths[order[starts[-1]]]:
+        longest = lengths[order[starts[-1]]]
+        long = int(longest > _LONG)
+        if at - starts[-1] >= _GROUP_ROWS[long] and length < _GROUP_FILL[long] * longest:
             starts.append(at)
     return np.split(order, starts[1:])
 
@@ -181,9 +188,24 @@ def attention_for(model: PreTrainedModel, rows: Rows) -> Iterator[None]:
         return
     from transformers import AttentionInterface
 
-    AttentionInterface.register(_NAME, _attention)
+    if _NAME not in AttentionInterface().valid_keys():
+        AttentionInterface.register(_NAME, _attention)
+    with attention_named(model, _NAME):
+        yield
+
+
+def leave_attention_uncompiled() -> None:
+    """Let compiled layers call the attention of packed rows as it is: its shapes change with every batch."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(_NAME, torch.compiler.disable(_attention))
+
+
+@contextmanager
+def attention_named(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """The model with the attention implementation of that name."""
     own = model.config._attn_implementation
-    model.config._attn_implementation = _NAME
+    model.config._attn_implementation = name
     try:
         yield
     finally:
@@ -206,7 +228,17 @@ def _attention(
     more = [name for name in _NOT_PACKED if kwargs.get(name) is not None]
     if more:
         raise NotImplementedError(f"attention with {more[0]}")
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    kind = query.device.type
+    if torch.is_autocast_enabled(kind):  # rotary positions leave queries and keys in fp32
+        query, key, value = (x.to(torch.get_autocast_dtype(kind)) for x in (query, key, value))
+    with torch.autocast(kind, enabled=False):
+        return _by_group(
+            (query, key, value), packing, query.shape[-1] ** -0.5 if scaling is None else scaling, dropout
+        ), None
+
+
+def _by_group(heads_of: tuple[Tensor, Tensor, Tensor], packing: Packing, scaling: float, dropout: float) -> Tensor:
+    query, key, value = heads_of
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
@@ -217,7 +249,7 @@ def _attention(
         q, k, v = (part.view(rows, length, heads, -1).transpose(1, 2) for part in parts)
         outs.append(_causal(q, k, v, scaling, dropout).transpose(1, 2).reshape(rows * length, -1))
     out = F.embedding(packing.place, torch.cat(outs))
-    return out.view(1, len(out), heads, -1), None
+    return out.view(1, len(out), heads, -1)
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
@@ -227,12 +259,16 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: 
     if query.device.type != "cpu" or (length > _EXPLICIT_LENGTH and not half):
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True, scale=scaling)
     q, k, v = (x.flatten(0, 1) for x in (query, key, value))
-    scores = torch.baddbmm(_later(length, q.dtype), q, k.transpose(1, 2), alpha=scaling)
-    weights = scores.softmax(dim=-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype)
-    return torch.bmm(F.dropout(weights, dropout), v).view(*query.shape[:3], -1)
+    step, outs = -(-length // -(-length // _QUERIES)), []
+    for start in range(0, length, step):
+        end = min(start + step, length)  # keys after the last of these queries are not looked at
+        later = _later(1 << (length - 1).bit_length(), q.dtype)[start:end, :end]
+        scores = torch.baddbmm(later, q[:, start:end], k[:, :end].transpose(1, 2), alpha=scaling)
+        outs.append(torch.bmm(F.dropout(scores.softmax(dim=-1), dropout), v[:, :end]))
+    return torch.cat(outs, dim=1).view(*query.shape[:3], -1)
 
 
-@lru_cache(maxsize=_EXPLICIT_LENGTH)
+@lru_cache
 def _later(length: int, dtype: torch.dtype) -> Tensor:
     """[L, L], -inf where the key stands after the query, else 0."""
     return torch.full((length, length), float("-inf"), dtype=dtype).triu(1)

@@ -9,12 +9,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prefopt.annotators.source import RawVotedPair, voted_outcomes
 from prefopt.artifacts import canonical_json
 from prefopt.containers import NumberedRow, dataset_rows, open_path
 from prefopt.errors import BadInput
+from prefopt.hub import of_commit
 from prefopt.readers import BadRow, RawPair, Refused, checked_pair, find_reader, meta_json, read_row
 from prefopt.sources import content_sha256
-from prefopt.specs import DataSpec, FilesSource, HubSource, SplitSpec, WorldSource
+from prefopt.specs import DataSpec, FilesSource, HubSource, SplitSpec, VotesSource, WorldSource
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,6 +32,8 @@ PAIR_COLUMNS = (
     "source_row",
     "meta",
 )
+VOTE_COLUMNS = ("votes", "votes_chosen", "votes_rejected", "votes_tie")  # beside these, where people voted
+HELD_OUT_COLUMNS = ("held_out_chosen", "held_out_rejected", "held_out_tie")  # and where some votes are held out
 REFUSED_COLUMNS = ("source", "source_row", "reason", "detail")
 
 Outcome = tuple[int, RawPair | Refused]
@@ -62,6 +66,9 @@ def split_of(prompt_id: int, splits: SplitSpec, split_seed: int) -> str:
 def build_pairs(data: DataSpec, data_root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Read a data declaration into (pairs, refused); columns are PAIR_COLUMNS and REFUSED_COLUMNS.
 
+    A source of votes adds VOTE_COLUMNS: ``votes`` is JSON text, a list of {"annotator", "vote"} with vote chosen,
+    rejected or tie, and the others are counts of them; with votes held out, HELD_OUT_COLUMNS count those.
+
     The split depends on the prompt and ``split_seed`` alone, so that no prompt is in two splits and no other row
     moves one. Raises BadInput for input that cannot be read, and where a split with a share gets no pair.
     """
@@ -70,7 +77,10 @@ def build_pairs(data: DataSpec, data_root: Path) -> tuple[pd.DataFrame, pd.DataF
     accepted, refused = read_source(data.source, data_root, data.limit)
     for record in accepted:
         record["split"] = split_of(record["prompt_id"], data.splits, data.split_seed)
-    pairs = pd.DataFrame(accepted, columns=PAIR_COLUMNS)
+    voted = VOTE_COLUMNS if isinstance(data.source, VotesSource) else ()
+    if voted and data.source.hold_out is not None:
+        voted += HELD_OUT_COLUMNS
+    pairs = pd.DataFrame(accepted, columns=[*PAIR_COLUMNS, *voted])
     for split, share in data.splits.model_dump().items():
         if share > 0 and not (pairs["split"] == split).any():
             prompts = pairs["prompt_id"].nunique()
@@ -82,7 +92,7 @@ def build_pairs(data: DataSpec, data_root: Path) -> tuple[pd.DataFrame, pd.DataF
 
 
 def read_source(
-    source: WorldSource | FilesSource | HubSource, data_root: Path, limit: int | None = None
+    source: WorldSource | FilesSource | VotesSource | HubSource, data_root: Path, limit: int | None = None
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Pairs and refusals of a source as records without a split; at most ``limit`` pairs from each file.
 
@@ -147,7 +157,7 @@ def _sort_out(
 
 
 def _record(name: str, number: int, pair: RawPair) -> dict[str, Any]:
-    return {
+    record = {
         "pair_id": digest63([pair.prompt, pair.chosen, pair.rejected]),
         "prompt_id": digest63(pair.prompt),
         "prompt": pair.prompt,
@@ -157,18 +167,22 @@ def _record(name: str, number: int, pair: RawPair) -> dict[str, Any]:
         "source_row": number,
         "meta": meta_json(pair.meta),
     }
+    return record | pair.vote_columns() if isinstance(pair, RawVotedPair) else record
 
 
 # --- sources --------------------------------------------------------------------------------------------------------
 
 
 def _open_source(
-    source: WorldSource | FilesSource | HubSource, data_root: Path
+    source: WorldSource | FilesSource | VotesSource | HubSource, data_root: Path
 ) -> Iterator[tuple[str, str, Iterator[Outcome]]]:
     """Per file: its name in the table, how messages call it, its rows."""
     if isinstance(source, WorldSource):
         name = f"world-{source.domain}"
         yield name, name, _world_outcomes(source)
+    elif isinstance(source, VotesSource):
+        named = list(_pinned_paths(source, data_root))
+        yield named[0][0], str(named[0][1]), voted_outcomes([path for _, path in named], source)
     elif isinstance(source, HubSource):
         name = f"{source.repo}@{source.revision[:8]}/{source.split}"
         yield name, name, _read_rows(name, dataset_rows(_load_hub(source)), source.reader)
@@ -209,7 +223,8 @@ def _load_hub(source: HubSource) -> Any:
     import datasets
 
     try:
-        return datasets.load_dataset(source.repo, name=source.subset, split=source.split, revision=source.revision)
+        rows = datasets.load_dataset(source.repo, name=source.subset, split=source.split, revision=source.revision)
+        return of_commit(rows, source.revision)
     except Exception as error:  # the library's failures have no common base: network, cache, names, formats
         why = str(error).strip().splitlines() or [type(error).__name__]
         raise BadInput(
@@ -218,7 +233,7 @@ def _load_hub(source: HubSource) -> Any:
         ) from None
 
 
-def _pinned_paths(source: FilesSource, data_root: Path) -> Iterator[tuple[str, Path]]:
+def _pinned_paths(source: FilesSource | VotesSource, data_root: Path) -> Iterator[tuple[str, Path]]:
     """Paths with their names below the folder they share, so that the table does not depend on where that is."""
     paths = [data_root / path for path in source.paths]
     shared = os.path.commonpath([path.absolute().parent for path in paths])

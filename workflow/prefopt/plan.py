@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.artifacts import Node, write_json
-from prefopt.config import item_files, load_config, load_item
+from prefopt.config import AnyItem, item_files, load_config, load_item
 from prefopt.errors import BadInput, nearest
+from prefopt.plan_annotators import plan_disagreement, plan_vote_weight
 from prefopt.plan_grids import GridPlanner
 from prefopt.plan_items import ItemPlanner
-from prefopt.specs import Config, ExactItemSpec, GridItemSpec, ItemSpec
+from prefopt.specs import Config, DisagreementItemSpec, ExactItemSpec, GridItemSpec, VoteWeightItemSpec
 from prefopt.studies import get_study
 
 # Part of every id: raised when the meaning of a stage's output changes, so that old results are not taken for new ones.
@@ -22,6 +23,8 @@ STAGE_VERSIONS = {
     "pairs": 1,
     "base": 1,
     "tokens": 1,
+    "prompts": 1,
+    "relabelled": 1,
     "sft": 1,
     "reference": 1,
     "samples": 1,
@@ -29,9 +32,13 @@ STAGE_VERSIONS = {
     "reward": 1,
     "rewards": 1,
     "ensemble": 1,
+    "win_rates": 1,
     "policy": 1,
     "classifier": 1,
     "trials": 1,
+    "vote_trials": 1,
+    "vote_weights": 1,
+    "disagreement": 1,
     "generations": 1,
     "judgements": 1,
     "metrics": 1,
@@ -47,11 +54,12 @@ def readable_name(text: str) -> str:
 
 @dataclass
 class Plan:
-    """All planned nodes by ``stage/id`` and the item nodes by ``paper/name``."""
+    """All planned nodes by ``stage/id`` and the item nodes by their file below experiments, ``paper/name``."""
 
     config: Config
     nodes: dict[str, Node] = field(default_factory=dict)
     items: dict[str, Node] = field(default_factory=dict)
+    papers: list[str] = field(default_factory=list)  # all that have declarations, also those that no item names
 
     def add(
         self,
@@ -79,6 +87,18 @@ class Plan:
             raise BadInput(f"{ref} is not in the plan of the current configuration; {nearest(ref, same_stage)}")
         return self.nodes[ref]
 
+    def scored_together(self) -> list[list[Node]]:
+        """Scores of reward models, in groups that the same ensembles use: who wants one of a group wants all of it."""
+        users: dict[str, list[str]] = {ref: [] for ref, node in self.nodes.items() if node.stage == "rewards"}
+        for node in self.nodes.values():
+            for ref in node.parents.values() if node.stage == "ensemble" else ():
+                if self.nodes[ref].stage == "rewards":
+                    users[ref].append(node.ref)
+        groups: dict[tuple[str, ...], list[Node]] = {}
+        for ref, ensembles in users.items():  # those that no ensemble uses, such as an oracle's, stay alone
+            groups.setdefault(tuple(ensembles) or (ref,), []).append(self.nodes[ref])
+        return list(groups.values())
+
     def reachable(self, roots: Iterable[Node]) -> list[Node]:
         """The roots and everything below them, parents before children."""
         ordered: dict[str, Node] = {}
@@ -94,7 +114,12 @@ class Plan:
         return list(ordered.values())
 
     def write_specs(self, results: Path) -> None:
-        """Write each node's spec file where it is missing or says something else."""
+        """Write each node's spec file where it is missing or says something else.
+
+        Every stage and paper gets its folder: dvc.yaml names them all, and DVC refuses an output that is not there.
+        """
+        for folder in (*STAGE_VERSIONS, *(f"papers/{paper}" for paper in self.papers)):
+            (results / folder).mkdir(parents=True, exist_ok=True)
         for node in self.nodes.values():
             path = results / "specs" / f"{node.ref}.json"
             content = node.to_json()
@@ -106,22 +131,27 @@ def load_plan(config_file: Path, overrides: Mapping[str, Any] | None = None) -> 
     """Plan everything that a config file (with overrides) asks for."""
     config = load_config(config_file, overrides)
     plan = Plan(config)
+    plan.papers = sorted(path.name for path in (config_file.parent / "experiments").iterdir() if path.is_dir())
     for path in item_files(config_file.parent, config.items):
         item = load_item(path)
         try:
             node = plan_item(plan, item, Path(config.data_root))
         except BadInput as error:
             raise BadInput(f"{path}: {error}") from None
-        plan.items[f"{item.item.paper}/{item.item.name}"] = node
+        plan.items[path.relative_to(config_file.parent / "experiments").with_suffix("").as_posix()] = node
     return plan
 
 
-def plan_item(plan: Plan, item: ItemSpec | GridItemSpec | ExactItemSpec, data_root: Path) -> Node:
+def plan_item(plan: Plan, item: AnyItem, data_root: Path) -> Node:
     """Plan one paper item down to its data, or to its study; returns the item's node."""
     if isinstance(item, ExactItemSpec):
         return _plan_exact(plan, item)
     if isinstance(item, GridItemSpec):
         return GridPlanner(plan, item, data_root).item_node()
+    if isinstance(item, DisagreementItemSpec):
+        return plan_disagreement(plan, item, data_root)
+    if isinstance(item, VoteWeightItemSpec):
+        return plan_vote_weight(plan, item, data_root)
     return ItemPlanner(plan, item, data_root).item_node()
 
 

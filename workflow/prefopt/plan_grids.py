@@ -13,20 +13,24 @@ from prefopt.losses import COMPOSITIONS, get_loss
 from prefopt.sources import data_identity, model_identity
 from prefopt.specs import (
     ClassifierJudgeSpec,
+    ConditionSpec,
     DataSpec,
+    EvaluationSet,
     GridArmSpec,
     GridItemSpec,
     LossSpec,
     RewardJudgeSpec,
     TrainSpec,
 )
-from prefopt.wiring import Wiring, check_lengths, plan_sft, resolve_arm
+from prefopt.wiring import Wiring, check_lengths, plan_prompts, plan_sft, resolve_arm
 
 if TYPE_CHECKING:
     from prefopt.artifacts import Node
     from prefopt.plan import Plan
 
 Settings = dict[str, float]
+
+_SET_PROMPTS = 300
 
 
 def quick_part(item: GridItemSpec) -> GridItemSpec:
@@ -72,7 +76,7 @@ def points_of(name: str, arm: GridArmSpec, policy: TrainSpec) -> Iterator[tuple[
     """
     train = arm.train or policy
     loss = COMPOSITIONS[arm.loss.name].loss if arm.loss.name in COMPOSITIONS else arm.loss.name
-    parameters = get_loss(loss).parameters()
+    parameters = get_loss(loss).form(arm.loss.params).parameters()
     for key in arm.vary:
         if key not in parameters and key not in TrainSpec.model_fields:
             known = [*parameters, *TrainSpec.model_fields]
@@ -83,7 +87,8 @@ def points_of(name: str, arm: GridArmSpec, policy: TrainSpec) -> Iterator[tuple[
         training = {key: value for key, value in chosen.items() if key not in parameters}
         changed = TrainSpec.model_validate(train.model_dump() | training) if training else train
         point = arm.model_copy(update={"loss": LossSpec(name=arm.loss.name, **params), "train": changed})
-        yield params | {"learning_rate": changed.learning_rate} | training, point
+        numbers = {key: value for key, value in params.items() if not isinstance(value, str | list)}
+        yield numbers | {"learning_rate": changed.learning_rate} | training, point
 
 
 class GridPoint(NamedTuple):
@@ -132,15 +137,36 @@ class GridPlanner:
         return self.plan.add("tokens", pairs.name, self.item.tokens.model_dump(), {"pairs": pairs, "base": self.base})
 
     def _wiring(self, data: DataSpec) -> Wiring:
+        return self._wired(self._pairs(data), self._tokens(data))
+
+    def _condition(self, declared: ConditionSpec) -> Wiring:
+        """The wiring over a condition's training data, labelled again where it says so."""
+        relabel, wiring = declared.relabel, self._wiring(declared.data)
+        if relabel is None:
+            return wiring
+        if declared.data.splits.judge == 0:
+            raise BadInput("conditions: relabel trains its reward model on the judge split; the data give it no share")
+        (oracle,) = wiring.members(relabel.oracle)
+        scores = self.plan.add("rewards", oracle.name, {}, {"tokens": wiring.tokens, "reward": oracle})
+        sources = {"pairs": wiring.pairs, "tokens": wiring.tokens, "rewards": scores}
+        name = wiring.pairs.name if relabel.rho is None else f"{wiring.pairs.name}-rho{relabel.rho:g}"
+        pairs = self.plan.add("relabelled", name, relabel.model_dump(include={"rho", "size", "seed"}), sources)
+        tokens = self.plan.add("tokens", name, self.item.tokens.model_dump(), {"pairs": pairs, "base": self.base})
+        return self._wired(pairs, tokens)
+
+    def _wired(self, pairs: Node, tokens: Node) -> Wiring:
         return Wiring(
             self.plan,
-            pairs=self._pairs(data),
-            tokens=self._tokens(data),
+            pairs=pairs,
+            tokens=tokens,
             model=self.model,
             sampled=self.home,
             precision=self.item.policy.precision if self.item.policy else "fp32",
+            quantize=self.item.policy.quantize if self.item.policy else None,
             rewards=self.item.rewards,
             samples=self.item.samples,
+            base=self.base,
+            references=self.item.references,
         )
 
     def _judge(self) -> tuple[str, dict[str, Node]]:
@@ -158,20 +184,34 @@ class GridPlanner:
             members = self._wiring(judge.data).members(judge.rewards)
             return "reward_model", {f"judge{k}": member for k, member in enumerate(members)}
         for name, declared in self.item.evaluate.sets.items():
-            if declared.data.source.kind != "world":
+            if declared.data is None or declared.data.source.kind != "world":
                 raise BadInput(
                     f"evaluate.sets.{name}: the oracle exists for the demo world only; declare another judge"
                 )
         return "oracle", {}
 
+    def _set(self, declared: EvaluationSet) -> tuple[Node, Node]:
+        """Token ids and texts of an evaluation set's prompts; of a prompt set both are one artifact."""
+        if declared.prompt_set is None:
+            return self._tokens(declared.data), self._pairs(declared.data)
+        prompts = plan_prompts(self.plan, declared.prompt_set, self.item.tokens, self.base, self.data_root)
+        return prompts, prompts
+
+    def _count(self, declared: EvaluationSet) -> int | None:
+        """At most so many prompts of a set; None: all."""
+        return declared.prompts or (_SET_PROMPTS if declared.prompt_set is None else None)
+
     def _evaluation(self) -> tuple[dict[str, Any], dict[str, Node]]:
         evaluate = self.item.evaluate
         judge, parents = self._judge()
         for name, declared in evaluate.sets.items():
-            parents[f"set.{name}.tokens"] = self._tokens(declared.data)
-            parents[f"set.{name}.pairs"] = self._pairs(declared.data)
+            tokens, pairs = self._set(declared)
+            parents |= {f"set.{name}.tokens": tokens, f"set.{name}.pairs": pairs}
         spec = {
-            "sets": {name: one.model_dump(include={"split", "prompts", "kl"}) for name, one in evaluate.sets.items()},
+            "sets": {
+                name: {"split": one.split, "prompts": self._count(one), "kl": one.kl}
+                for name, one in evaluate.sets.items()
+            },
             "sampling": evaluate.sampling.model_dump(),
             "draws": evaluate.draws,
             "at": evaluate.at,
@@ -199,7 +239,7 @@ class GridPlanner:
     def _runs(self, points: list[GridPoint]) -> dict[str, Node]:
         """The reference's answers, and a trial for every point and seed."""
         parents = {f"reference.{seed}": self._reference_trial(seed) for seed in self.item.seeds}
-        wirings = {name: self._wiring(one.data) for name, one in self.item.conditions.items()}
+        wirings = {name: self._condition(one) for name, one in self.item.conditions.items()}
         for number, point in enumerate(points):
             for seed in self.item.seeds:
                 trial = self._trial(point.arm_name, point.arm, seed, wirings[point.condition])
@@ -210,7 +250,7 @@ class GridPlanner:
         """Dispersion weights of every condition, and the pairs for their prompts."""
         parents = {}
         for name, declared in self.item.conditions.items():
-            wiring = self._wiring(declared.data)
+            wiring = self._condition(declared)
             parents[f"dispersion.{name}"] = wiring.dispersion("dispersion", self.item.dispersion)
             parents[f"pairs.{name}"] = wiring.pairs
         return parents
@@ -220,7 +260,7 @@ class GridPlanner:
         loss, _, _, _ = resolve_arm(arm)
         rewards = None
         if get_loss(loss).member is not None:
-            wiring = self._wiring(next(iter(item.conditions.values())).data)
+            wiring = self._condition(next(iter(item.conditions.values())))
             rewards = item.rewards[wiring.rewards_of(name, arm)]
         return {
             "loss": arm.loss.model_dump(),
@@ -263,7 +303,7 @@ class GridPlanner:
         else:
             points, judge = grid_points(item), self._judge()[0]
             parents = self._runs(points)
-            parents |= {f"set.{name}.pairs": self._pairs(one.data) for name, one in item.evaluate.sets.items()}
+            parents |= {f"set.{name}.pairs": self._set(one)[1] for name, one in item.evaluate.sets.items()}
         whole = points if item is self.whole or not points else grid_points(self.whole)
         check_claims(head | {"grid": self._grid(self.whole, whole, judge), "expect": expect})
         spec = head | {"grid": self._grid(item, points, judge), "expect": expect}

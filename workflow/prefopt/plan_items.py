@@ -7,13 +7,26 @@ from typing import TYPE_CHECKING, Any
 
 from prefopt.errors import BadInput, nearest
 from prefopt.judges.identity import judge_identity
-from prefopt.sources import data_identity, model_identity
-from prefopt.specs import EnsembleSpec, ItemSpec, LmJudgeSpec, SamplingSpec, ScratchModel, ServerJudgeSpec
-from prefopt.wiring import Wiring, check_lengths, plan_sft, resolve_arm
+from prefopt.sources import data_identity, file_identity, model_identity
+from prefopt.specs import (
+    EnsembleSpec,
+    FilePrompts,
+    ItemSpec,
+    LmJudgeSpec,
+    SamplingSpec,
+    ScratchModel,
+    ServerJudgeSpec,
+)
+from prefopt.wiring import Wiring, check_lengths, plan_prompts, plan_sft, resolve_arm
 
 if TYPE_CHECKING:
     from prefopt.artifacts import Node
     from prefopt.plan import Plan
+
+
+_OUTPUTS = "outputs"  # the opponent whose answers are in a file
+_DRAW_SEEDS = 100_000  # between the seeds of two draws: more than there are training seeds
+_TEST_PROMPTS = 200
 
 
 class ItemPlanner:
@@ -28,7 +41,7 @@ class ItemPlanner:
         self.pairs = plan.add("pairs", name, data_spec, execution=data_execution)
         model_spec, model_execution, name = model_identity(item.model, data_root)
         scratch = {"pairs": self.pairs} if model_spec["kind"] == "scratch" else {}
-        base = plan.add("base", name, model_spec, scratch, model_execution)
+        self.base = base = plan.add("base", name, model_spec, scratch, model_execution)
         self.tokens = plan.add("tokens", self.pairs.name, item.tokens.model_dump(), {"pairs": self.pairs, "base": base})
         self.model = plan_sft(plan, item.sft, self.tokens, base)
         self.wiring = Wiring(
@@ -38,10 +51,15 @@ class ItemPlanner:
             model=self.model,
             sampled=self.tokens,
             precision=item.policy.precision,
+            quantize=item.policy.quantize,
             rewards=item.rewards,
             samples=item.samples,
+            base=self.base,
+            references=item.references,
         )
         self.reference = self.wiring.reference
+        prompts = item.evaluate.prompt_set
+        self.asked = None if prompts is None else plan_prompts(plan, prompts, item.tokens, base, data_root)
 
     def _policy(self, arm_name: str, seed: int) -> Node:
         arm = self.item.arms[arm_name]
@@ -59,14 +77,51 @@ class ItemPlanner:
         return self.plan.add("policy", name, spec, self.wiring.signals(arm_name, arm, needs))
 
     def _generations(self, model: Node, sampling: SamplingSpec) -> Node:
-        spec = {"prompts": self.item.evaluate.prompts, "sampling": sampling.model_dump()}
-        parents = {"pairs": self.pairs, "tokens": self.tokens, "model": model}
-        return self.plan.add("generations", model.name, spec, parents)
+        count = self.item.evaluate.prompts
+        if self.asked is None:
+            sources = {"pairs": self.pairs, "tokens": self.tokens}
+            count = count or _TEST_PROMPTS
+        else:
+            sources = {"pairs": self.asked, "tokens": self.asked}
+        spec = {"prompts": count, "sampling": sampling.model_dump()}
+        return self.plan.add("generations", model.name, spec, sources | {"model": model})
+
+    def _sampling(self, seed: int, draw: int) -> SamplingSpec:
+        """Decoding of one draw of the run with a seed."""
+        sampling = self.item.evaluate.sampling
+        return sampling.model_copy(update={"seed": sampling.seed + seed + _DRAW_SEEDS * draw})
+
+    def _baseline(self, policies: dict[str, Node], seed: int, draw: int) -> Node:
+        """What one draw of a seed is judged against; the reference answers once per draw, for all seeds."""
+        evaluate = self.item.evaluate
+        if evaluate.against == _OUTPUTS:
+            source = evaluate.prompt_set
+            if evaluate.outputs is not None:
+                source = FilePrompts(kind="file", path=evaluate.outputs.path, sha256=evaluate.outputs.sha256)
+            return plan_prompts(self.plan, source, self.item.tokens, self.base, self.data_root, outputs=True)
+        if evaluate.against == "reference":
+            return self._generations(self.model, self._sampling(0, draw))
+        return self._generations(policies[evaluate.against], self._sampling(seed, draw))
+
+    def _metrics(self, policy: Node, judgements: Node) -> Node:
+        declared = self.item.evaluate.length_control
+        if declared is None:
+            return self.plan.add("metrics", policy.name, {}, {"judgements": judgements})
+        files: dict[str, Any] = dict.fromkeys(("difficulty", "gamed"))
+        execution = {}
+        for role in files:
+            if (file := getattr(declared, role)) is not None:
+                files[role], execution[role] = file_identity(file, self.data_root)
+        return self.plan.add(
+            "metrics", policy.name, {"length_control": files}, {"judgements": judgements}, execution=execution
+        )
 
     def _judge(self) -> tuple[dict[str, Any], dict[str, Node], dict[str, Any]]:
         """Spec, parents and execution settings of a judgement, but for what is judged."""
         judge = self.item.evaluate.judge
         if isinstance(judge, LmJudgeSpec | ServerJudgeSpec):
+            if self.asked is not None and judge.labelled_pairs:
+                raise BadInput("evaluate.judge: a prompt_set holds no labelled pairs; declare 'labelled_pairs: 0'")
             spec, execution = judge_identity(judge)
             parents = {"judge": self._judge_model(judge)} if isinstance(judge, LmJudgeSpec) else {}
             return {"judge": spec}, parents, {"judge": execution} if execution else {}
@@ -76,7 +131,7 @@ class ItemPlanner:
             if self.item.data.splits.judge == 0:
                 raise BadInput("evaluate.judge: the data's 'splits' give the judge no share")
             return {"judge": "reward_model"}, {f"judge{k}": m for k, m in enumerate(self.wiring.members(judge))}, {}
-        if not self.world:
+        if not self.world or self.asked is not None:
             raise BadInput("evaluate.judge: the oracle exists for the demo world only; declare another judge")
         return {"judge": "oracle"}, {}, {}
 
@@ -89,34 +144,29 @@ class ItemPlanner:
     def item_node(self) -> Node:
         """Policies, evaluations and the item over all arms and seeds."""
         item = self.item
-        against = item.evaluate.against
-        if against != "reference" and against not in item.arms:
-            raise BadInput(f"evaluate.against: no arm '{against}'; {nearest(against, [*item.arms, 'reference'])}")
+        self._check_opponent()
         self._check_claims()
         judge_spec, judge_parents, judge_execution = self._judge()
-        sampling = item.evaluate.sampling
+        judge_parents["pairs"] = self.asked or self.pairs
+        against, draws = item.evaluate.against, item.evaluate.draws
         parents: dict[str, Node] = {"pairs": self.pairs, "tokens": self.tokens, "reference": self.reference}
         for seed in item.seeds:
-            seeded = sampling.model_copy(update={"seed": sampling.seed + seed})
             policies = {arm: self._policy(arm, seed) for arm in item.arms}
-            baseline_model = self.model if against == "reference" else policies[against]
-            baseline = self._generations(baseline_model, sampling if against == "reference" else seeded)
-            for arm, policy in policies.items():
-                parents[f"policy.{arm}.{seed}"] = policy
-                if arm == against:
-                    parents[f"generations.{arm}.{seed}"] = baseline
-                    continue
-                generations = self._generations(policy, seeded)
-                parents[f"generations.{arm}.{seed}"] = generations
-                judgements = self.plan.add(
-                    "judgements",
-                    policy.name,
-                    judge_spec,
-                    {"pairs": self.pairs, "generations": generations, "baseline": baseline, **judge_parents},
-                    judge_execution,
-                )
-                parents[f"metrics.{arm}.{seed}"] = self.plan.add("metrics", policy.name, {}, {"judgements": judgements})
-            parents[f"baseline.{seed}"] = baseline
+            parents |= {f"policy.{arm}.{seed}": policy for arm, policy in policies.items()}
+            for draw in range(draws):
+                of_draw = f"{seed}.{draw}" if draw else f"{seed}"
+                baseline = self._baseline(policies, seed, draw)
+                parents[f"baseline.{of_draw}"] = baseline
+                for arm, policy in policies.items():
+                    generations = baseline if arm == against else self._generations(policy, self._sampling(seed, draw))
+                    parents[f"generations.{arm}.{of_draw}"] = generations
+                    if arm == against:
+                        continue
+                    sides = {"generations": generations, "baseline": baseline}
+                    judged = self.plan.add(
+                        "judgements", policy.name, judge_spec, judge_parents | sides, judge_execution
+                    )
+                    parents[f"metrics.{arm}.{of_draw}"] = self._metrics(policy, judged)
         spec = {
             "item": item.item.model_dump(),
             "arms": {name: arm.loss.model_dump() for name, arm in item.arms.items()},
@@ -124,12 +174,25 @@ class ItemPlanner:
             "against": against,
             "expect": [row.model_dump() for row in item.expect],
         }
+        if draws > 1:
+            spec["draws"] = draws
         return self.plan.add(f"papers/{item.item.paper}", item.item.name, spec, parents)
 
+    def _check_opponent(self) -> None:
+        against, arms = self.item.evaluate.against, self.item.arms
+        if _OUTPUTS in arms:
+            raise BadInput(f"arms.{_OUTPUTS}: this name stands for answers in a file; call the arm something else")
+        if against not in (*arms, "reference", _OUTPUTS):
+            raise BadInput(f"evaluate.against: no arm '{against}'; {nearest(against, [*arms, 'reference', _OUTPUTS])}")
+        if self.item.evaluate.draws > 1 and self.item.evaluate.sampling.temperature == 0:
+            raise BadInput("evaluate.draws: at temperature 0 all draws are the same answer; sample, or draw once")
+
     def _check_claims(self) -> None:
-        known = [*self.item.arms, "reference"]
+        known = [*self.item.arms, "reference", *([_OUTPUTS] if self.item.evaluate.against == _OUTPUTS else [])]
         pairwise = isinstance(self.item.evaluate.judge, LmJudgeSpec | ServerJudgeSpec)
         for row in self.item.expect:
+            if row.metric == "length_controlled_win_rate" and self.item.evaluate.length_control is None:
+                raise BadInput("expect: no length-controlled win rate is measured; declare evaluate.length_control")
             if pairwise and row.metric == "reward_advantage":
                 raise BadInput("expect: a judge that sees two answers gives no reward; claim the metric 'win_rate'")
             for name in (row.arm, row.than):

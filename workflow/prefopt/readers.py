@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefopt.errors import BadInput, nearest
+from prefopt.markup import plain_text
 
 Message = dict[str, str]
 Row = Mapping[str, Any]
@@ -31,7 +32,7 @@ REASONS = (
     "duplicate pair",
 )
 
-_TEXT_KEYS = frozenset({"prompt", "chosen", "rejected", "history", "human_ref_A", "human_ref_B"})
+_TEXT_KEYS = frozenset({"prompt", "chosen", "rejected", "history", "human_ref_A", "human_ref_B", "question"})
 _LONGEST_META_TEXT = 200
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 _HH_ROLES = {"Human": "user", "Assistant": "assistant"}
@@ -280,6 +281,19 @@ def _read_shp(row: Row) -> Answers:
     return (prompt, a, b) if _choice(row, "labels") == 1 else (prompt, b, a)
 
 
+def _read_stack_exchange(row: Row) -> Answers:
+    """H4 Stack Exchange: the best against the worst answer by ``pm_score``; mark-up is taken off."""
+    answers = _need(row, "answers")
+    if not isinstance(answers, list) or not all(isinstance(answer, Mapping) for answer in answers):
+        raise BadRow("'answers' must be a list of objects with text and pm_score")
+    scores = [_number(_need(answer, "pm_score"), "'pm_score'") for answer in answers]
+    if not scores or min(scores) == max(scores):
+        raise Refused("tie", f"{len(scores)} answers, all of one score")
+    best, worst = (answers[scores.index(end(scores))] for end in (max, min))
+    prompt = [{"role": "user", "content": plain_text(_need_text(row, "question"))}]
+    return prompt, plain_text(_need_text(best, "text")), plain_text(_need_text(worst, "text"))
+
+
 def _read_tldr(row: Row) -> Answers:
     """OpenAI summarize_from_feedback comparisons; the prompt is a raw prefix that ends in ``TL;DR:``."""
     info, summaries = _need(row, "info"), _need(row, "summaries")
@@ -297,9 +311,16 @@ def _read_tldr(row: Row) -> Answers:
 
 
 def _read_imdb_prefix(row: Row) -> Answers:
-    """``prompt`` is the beginning of a text, the answers are two ways to go on, white space kept as it is."""
-    prompt = [{"role": RAW_ROLE, "content": _need_text(row, "prompt")}]
-    return prompt, _need_text(row, "chosen"), _need_text(row, "rejected")
+    """``prompt`` or ``text`` is the beginning of a text, the answers are two ways to go on, white space kept as it is.
+
+    With ``text``, answers that repeat it are cut to what follows: public IMDB pairs hold whole reviews.
+    """
+    if "prompt" in row or "text" not in row:
+        beginning, repeated = _need_text(row, "prompt"), ""
+    else:
+        beginning = repeated = _need_text(row, "text")
+    sides = (_need_text(row, side).removeprefix(repeated) for side in ("chosen", "rejected"))
+    return [{"role": RAW_ROLE, "content": beginning}], *sides
 
 
 READERS: Mapping[str, Reader] = {
@@ -314,6 +335,11 @@ READERS: Mapping[str, Reader] = {
         _read_shp,
         lambda row: {"history", "human_ref_A", "human_ref_B", "labels"} <= row.keys(),
         "history, human_ref_A, human_ref_B, labels",
+    ),
+    "stack_exchange": Reader(
+        _read_stack_exchange,
+        lambda row: {"question", "answers"} <= row.keys(),
+        "question, answers (objects with text, pm_score)",
     ),
     "tldr": Reader(_read_tldr, lambda row: {"info", "summaries", "choice"} <= row.keys(), "info, summaries, choice"),
     # Its keys are those of trl, with another meaning: only the user can know, so auto never picks it.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prefopt import exact, figures, items
+from prefopt.addresses import item_numbers, kind_of
 from prefopt.artifacts import MANIFEST, read_json, read_lines, read_rows, read_table
 from prefopt.grids import pages
 
@@ -49,19 +50,14 @@ def _collect_item(results: Path, ref: str, artifacts: dict[str, dict[str, Any]],
     item = read_json(results / ref / "item.json")
     parents = {role: parent for role, parent in artifacts[ref]["parents"].items() if parent in artifacts}
     found = {"ref": ref, "item": item, "reachable": reachable}
-    if _kind(item) == "exact":
+    if kind_of(item) == "exact":
         return found | _study(results, ref, parents.get("study"), artifacts)
-    if _kind(item) == "grid":
+    if kind_of(item) == "grid":
         return found | pages.collect_pages(results, ref, item, artifacts)
     return found | {
         "curves": _curves(results, item, parents),
         "samples": _samples(results, item, parents),
     }
-
-
-def _kind(item: Mapping[str, Any]) -> str:
-    """exact, grid or arms: which of the three forms the item's content has."""
-    return "exact" if item["scale"] == "exact" else item.get("kind", "arms")
 
 
 def _study(results: Path, item_ref: str, ref: str | None, artifacts: Mapping[str, Any]) -> dict[str, Any]:
@@ -187,6 +183,7 @@ def render_report(data: Mapping[str, Any]) -> str:
         total=cost(artifacts.values()),
         data_sets=_of_stage(artifacts, "pairs", "tokens"),
         reward_models=_of_stage(artifacts, "reward"),
+        two_answers=[e for e in _of_stage(artifacts, "judgements") if "position_consistency" in e["summary"]],
         ensembles=_of_stage(artifacts, "ensemble"),
         dispersions=_of_stage(artifacts, "dispersion"),
         histogram=_histogram(data["dispersion"], artifacts),
@@ -205,10 +202,11 @@ def _section(entry: Mapping[str, Any], artifacts: Mapping[str, Mapping[str, Any]
     base = {"ref": entry["ref"], "anchor": f"item-{number}", "item": item, "verdict": _verdict(entry)}
     if item is None:
         return base
-    kind = _kind(item)
+    kind = kind_of(item)
     parts = {"exact": _exact_parts, "grid": _grid_parts, "arms": _arm_parts}[kind]
     return base | {
         "target": f"{item['paper']}/{item['name']}",
+        "number": next(iter(item_numbers(item)), ""),
         "kind": kind,
         "by_stage": _by_stage(entry["reachable"]),
         "cost": cost(artifacts[ref] for ref in entry["reachable"]),

@@ -8,7 +8,17 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from prefopt.losses import COMPOSITIONS, LOSSES
-from prefopt.specs import Config, DataSpec, ExactItemSpec, GridItemSpec, ItemSpec, JudgeSpec, ModelSpec
+from prefopt.specs import (
+    Config,
+    DataSpec,
+    DisagreementItemSpec,
+    ExactItemSpec,
+    GridItemSpec,
+    ItemSpec,
+    JudgeSpec,
+    ModelSpec,
+    VoteWeightItemSpec,
+)
 from prefopt.studies import STUDIES
 
 
@@ -25,10 +35,19 @@ def schemas() -> dict[str, str]:
 
 
 def _item_schema() -> dict[str, Any]:
-    """An exact item where a study is declared, a grid where conditions are, else an item: each with its own errors."""
-    schema = TypeAdapter(ItemSpec | GridItemSpec | ExactItemSpec).json_schema()
+    """The kind of item that a key of its own tells, else one with arms: each with its own errors."""
+    schema = TypeAdapter(
+        ItemSpec | GridItemSpec | DisagreementItemSpec | VoteWeightItemSpec | ExactItemSpec
+    ).json_schema()
     schema["$defs"]["LossSpec"]["properties"]["name"]["enum"] = [*LOSSES, *COMPOSITIONS]
     schema["$defs"]["StudySpec"]["properties"]["name"]["enum"] = [*STUDIES]
-    exact, grid, item = ({"$ref": f"#/$defs/{model.__name__}"} for model in (ExactItemSpec, GridItemSpec, ItemSpec))
-    arms = {"if": {"required": ["conditions"]}, "then": grid, "else": item}
-    return {"$defs": schema["$defs"], "if": {"required": ["study"]}, "then": exact, "else": arms}
+    kinds = {
+        "study": ExactItemSpec,
+        "conditions": GridItemSpec,
+        "annotated": DisagreementItemSpec,
+        "betas": VoteWeightItemSpec,
+    }
+    chosen: dict[str, Any] = {"$ref": f"#/$defs/{ItemSpec.__name__}"}
+    for key, model in reversed(kinds.items()):
+        chosen = {"if": {"required": [key]}, "then": {"$ref": f"#/$defs/{model.__name__}"}, "else": chosen}
+    return {"$defs": schema["$defs"]} | chosen

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from prefopt.lazy import LazyModule
-from prefopt.models import score_head
+from prefopt.models import low_type, score_head
 from prefopt.packing import Ids, Rows, attention_for, pack, packs, pad
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ else:
 
 _SMALL_LOGITS = 1 << 21  # positions x vocabulary that are kept for the backward pass and not computed again
 _CHUNK_TOKENS = 1024
+_CPU_MULTIPLE = 32  # sizes of bf16 products on a CPU
 
 _log = logging.getLogger(__name__)
 _linear: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
@@ -74,13 +75,19 @@ def response_scores(
 
 
 def reward_scores(model: PreTrainedModel, prompt_ids: Ids, response_ids: Ids) -> Tensor:
-    """Score head at the last token of each response [N]; independent of padding and of the pad token.
+    """Score head at the last token of each response [N], or [N, K] for K heads; padding has no say.
 
     Rows, prompts and errors are as in ``response_scores``.
     """
-    head = score_head(model)[1]
+    head = score_head(model, model.config.num_labels)[1]
     rows = _layout(model, prompt_ids, response_ids)
     return _project(head, _at(rows.last, _body(model, rows))).squeeze(-1)
+
+
+def response_states(model: PreTrainedModel, prompt_ids: Ids, response_ids: Ids) -> Tensor:
+    """The body's last hidden state at the last token of each response [N, H], in fp32 at least; rows as above."""
+    rows = _layout(model, prompt_ids, response_ids)
+    return _at_least_fp32(_at(rows.last, _body(model, rows)))
 
 
 def length_batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
@@ -131,7 +138,11 @@ def _probe(model: PreTrainedModel) -> bool:
 
 
 def _layout(model: PreTrainedModel, prompt_ids: Ids, response_ids: Ids) -> Rows:
-    return (pack if packs(model) else pad)(prompt_ids, response_ids, model.device)
+    if not packs(model):
+        return pad(prompt_ids, response_ids, model.device)
+    # a CPU compiles bf16 products for every size; its fp32 ones it does not
+    multiple = _CPU_MULTIPLE if low_type(model) and model.device.type == "cpu" else 1
+    return pack(prompt_ids, response_ids, model.device, multiple=multiple)
 
 
 def _body(model: PreTrainedModel, rows: Rows) -> Tensor:
@@ -170,6 +181,12 @@ def _token_values(model: PreTrainedModel, rows: Rows, entropy: bool, chunk: int 
 
     if chunk is None and len(hidden) * head.out_features <= _SMALL_LOGITS:
         return values(hidden, rows.target)
+    if type(head) is torch.nn.Linear:
+        from prefopt.fused_head import token_logp
+
+        hidden, low = hidden.to(head.weight.dtype), low_type(model)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return token_logp(hidden, head.weight, head.bias, rows.target, entropy=entropy, low=low, chunk_tokens=chunk)
     chunk = chunk or _CHUNK_TOKENS
     from torch.utils.checkpoint import checkpoint
 

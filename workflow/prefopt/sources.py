@@ -9,9 +9,24 @@ from typing import Any
 
 from prefopt.artifacts import canonical_json, file_sha256, write_text
 from prefopt.errors import BadInput
-from prefopt.specs import DataSpec, FilesSource, HubModel, HubSource, LocalModel, ScratchModel
+from prefopt.specs import (
+    AlpacaEvalPrompts,
+    DataSpec,
+    FilePrompts,
+    FileRef,
+    FilesSource,
+    HubModel,
+    HubPrompts,
+    HubSource,
+    LocalModel,
+    ScratchModel,
+    VotesSource,
+)
 
 _DIGEST_CACHE = Path(".snakemake") / "prefopt-digests.json"
+_ALPACA_EVAL = "tatsu-lab/alpaca_eval"
+# Whose outputs -> file of the hub repository; a local folder may also hold the first as eval_set.json.
+_ALPACA_EVAL_FILES = {"gpt4_1106_preview": "alpaca_eval_gpt4_baseline.json", "text_davinci_003": "alpaca_eval.json"}
 _MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.bin")
 
 
@@ -22,17 +37,53 @@ def data_identity(data: DataSpec, data_root: Path) -> tuple[dict[str, Any], dict
     """
     spec = data.model_dump()
     source = data.source
-    if isinstance(source, FilesSource):
+    if isinstance(source, FilesSource | VotesSource):
         paths = [data_root / p for p in source.paths]
         if source.sha256 is not None and len(source.sha256) != len(paths):
             raise BadInput(f"data: {len(source.sha256)} sha256 for {len(paths)} paths")
         digests = source.sha256 or [content_sha256(p) for p in paths]
         files = [{"name": p.name, "sha256": digest} for p, digest in zip(paths, digests, strict=True)]
-        spec["source"] = {"kind": "files", "reader": source.reader, "files": files}
+        spec["source"] = source.model_dump(exclude={"paths", "sha256"}) | {"files": files}
         return spec, {"paths": [str(p) for p in paths]}, paths[0].name.split(".")[0].lower()
     if isinstance(source, HubSource):
         return spec, {}, source.repo.rsplit("/", 1)[-1].lower()
     return spec, {}, f"world-{source.domain}"
+
+
+def prompts_identity(
+    prompts: FilePrompts | HubPrompts | AlpacaEvalPrompts, data_root: Path
+) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """Hashed spec, execution settings and short name of a prompt set; a local file enters by its content."""
+    if isinstance(prompts, HubPrompts):
+        return prompts.model_dump(), {}, prompts.repo.rsplit("/", 1)[-1].lower()
+    if isinstance(prompts, AlpacaEvalPrompts) and prompts.path is None:
+        file = {"repo": _ALPACA_EVAL, "revision": prompts.revision, "file": _ALPACA_EVAL_FILES[prompts.baseline]}
+        return {"kind": "hub_file", **file}, {}, "alpaca-eval"
+    if isinstance(prompts, AlpacaEvalPrompts):
+        path, pin, reading = _alpaca_eval_file(data_root / prompts.path, prompts.baseline), None, {}
+    else:
+        path, pin, reading = data_root / prompts.path, prompts.sha256, prompts.model_dump(include={"column", "reader"})
+    # a file is the same prompts whether it is called AlpacaEval's or not
+    spec = {"kind": "file", "name": path.name, "sha256": pin or content_sha256(path)}
+    return spec | {"column": None, "reader": None} | reading, {"path": str(path)}, path.name.split(".")[0].lower()
+
+
+def _alpaca_eval_file(path: Path, baseline: str) -> Path:
+    """The file itself, or the one in a folder that has the baseline's outputs."""
+    if not path.is_dir():
+        return path
+    names = [_ALPACA_EVAL_FILES[baseline], *(["eval_set.json"] if baseline == "gpt4_1106_preview" else [])]
+    names = [f"{name}{suffix}" for name in names for suffix in ("", ".gz")]
+    found = next((path / name for name in names if (path / name).is_file()), None)
+    if found is None:
+        raise BadInput(f"{path}: none of {', '.join(names)} in this folder; give the path of the file itself")
+    return found
+
+
+def file_identity(file: FileRef, data_root: Path) -> tuple[dict[str, str], str]:
+    """Name with digest of a file that a result depends on, and its path."""
+    path = data_root / file.path
+    return {"name": path.name, "sha256": file.sha256 or content_sha256(path)}, str(path)
 
 
 def model_identity(
@@ -69,7 +120,7 @@ def content_sha256(path: Path) -> str:
     try:
         stat = path.stat()
     except OSError:
-        raise BadInput(f"{path}: no such file; set data_root or the path in datasets.yaml") from None
+        raise BadInput(f"{path}: no such file; set data_root, or the path where it is declared") from None
     stamp = f"{stat.st_size}:{stat.st_mtime_ns}"
     remembered = _read_cache()
     key = str(path.resolve())

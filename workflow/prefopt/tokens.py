@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from prefopt.artifacts import canonical_json
 from prefopt.errors import BadInput
 from prefopt.pairs import REFUSED_COLUMNS
 from prefopt.readers import RAW_ROLE, Message
@@ -135,6 +138,14 @@ def response_texts(tokenizer: PreTrainedTokenizerBase, responses: Sequence[Seque
         stop = next((place for place, token in enumerate(ids) if int(token) in ends), len(ids))
         texts.append(tokenizer.decode([int(token) for token in ids[:stop]], skip_special_tokens=True).strip())
     return texts
+
+
+def template_record(tokenizer: PreTrainedTokenizerBase, styles: Iterable[Style]) -> dict[str, Any]:
+    """How prompts were rendered, for an artifact's summary: prompts by style, and the chat template's sha256."""
+    template = tokenizer.chat_template
+    text = template if isinstance(template, str) or template is None else canonical_json(template)
+    digest = None if text is None else hashlib.sha256(text.encode()).hexdigest()
+    return {"prompts_by_style": dict(sorted(Counter(styles).items())), "chat_template_sha256": digest}
 
 
 def style_of(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], template: Style) -> Style:
@@ -279,6 +290,44 @@ def tokenize_pairs(
             | {f"{name}_tokens": len(tokens) for name, tokens in record.items()}
         )
     return pd.DataFrame(accepted, columns=TOKEN_COLUMNS), pd.DataFrame(refused, columns=REFUSED_COLUMNS)
+
+
+def tokenize_prompts(
+    prompts: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, spec: TokensSpec
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Prompts alone as (tokens, refused): prompt_id, prompt_ids and prompt_tokens in the prompts' order.
+
+    ``prompts`` has prompt_id (each once), prompt, source, source_row; limits and refusals are those of
+    ``tokenize_pairs``.
+    """
+    import numpy as np
+    import pandas as pd
+
+    found = _prompts_by_id(prompts, tokenizer, spec)
+    accepted, refused = [], []
+    for row in prompts.to_dict("records"):
+        prompt = found[row["prompt_id"]]
+        if prompt.problem is not None:
+            place = {"source": row["source"], "source_row": row["source_row"]}
+            refused.append({**place, "reason": prompt.problem[0], "detail": prompt.problem[1]})
+            continue
+        ids = {"prompt_ids": np.array(prompt.ids, dtype=np.int32), "prompt_tokens": len(prompt.ids)}
+        accepted.append({"prompt_id": row["prompt_id"], **ids})
+    columns = ["prompt_id", "prompt_ids", "prompt_tokens"]
+    return pd.DataFrame(accepted, columns=columns), pd.DataFrame(refused, columns=REFUSED_COLUMNS)
+
+
+def check_embedded(tokenizer: PreTrainedTokenizerBase, table: pd.DataFrame, vocabulary: int) -> None:
+    """Raise BadInput where a text of a token table has an id for which the model has no embedding."""
+    import numpy as np
+
+    for name in table.columns[table.columns.str.endswith("_ids")]:
+        largest = int(np.concatenate(table[name].tolist()).max())
+        if largest >= vocabulary:
+            raise BadInput(
+                f"{name}: the token {tokenizer.convert_ids_to_tokens(largest)!r} has the id {largest}, and the model "
+                f"has embeddings for {vocabulary} tokens; use the tokenizer that the model was trained with"
+            )
 
 
 def _prompts_by_id(pairs: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, spec: TokensSpec) -> dict[int, _Prompt]:

@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import importlib
-import logging
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+import time
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from prefopt.artifacts import canonical_json, outputs_digest, read_json, read_lines
-from prefopt.report import ancestors
+from prefopt.contexts import environment, locked, quiet
+from prefopt.logged_models import is_whole_model, model_folder
+from prefopt.tracked import TAG_LENGTH, Record, cut, flat_params, records
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel, Run
 
 EXPERIMENT = "prefopt"
-TRAINING_STAGES = ("sft", "reward", "policy", "trials")
-TRIAL_POINTS = 16  # of a trial's learning curve: a grid has over a thousand of them
+KEY_TAG = "prefopt.key"
 ARTIFACT_TAG = "prefopt.artifact_id"
 DIGEST_TAG = "prefopt.digest"
-
-# MLflow's own limits; what is longer is cut with a visible mark.
-KEY_LENGTH, PARAM_LENGTH, TAG_LENGTH = 250, 6000, 5000
+IMPORTED_TAG = "prefopt.imported_ns"
+PARENT_TAG = "mlflow.parentRunId"
 METRICS_PER_CALL, PARAMS_PER_CALL = 1000, 100
 
 # A server that does not answer costs seconds, not the minutes of MLflow's defaults; nothing is reported to its makers.
@@ -38,239 +35,245 @@ _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 
-Point = tuple[str, float, int, int]  # key, value, time in ms, step
+# The first makes the web page show runs and models, not traces of language-model applications.
+_EXPERIMENT_TAGS = {
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.note.content": "Paper, item, arm, seed: each below the one before. `python -m prefopt trace RUN_ID` tells "
+    "where a run comes from.",
+}
+
+Weights = Literal["reference", "copy"]
 
 
-@dataclass
-class _Record:
-    """One MLflow run to be: an artifact with its parameters, curves and results."""
+def publish(
+    results_dir: Path, item_refs: list[str], *, tracking_uri: str | None = None, weights: Weights = "reference"
+) -> dict[str, Any]:
+    """Import every finished training run and item that the items reach, as a tree: paper, item, arm, seed.
 
-    ref: str
-    manifest: Mapping[str, Any]
-    digest: str
-    points: list[Point] = field(default_factory=list)
-
-
-def publish(results_dir: Path, item_refs: list[str], *, tracking_uri: str | None = None) -> dict[str, Any]:
-    """Import every finished training run and item that the items reach; one MLflow run per artifact.
-
-    Runs are found again by their tag ``prefopt.artifact_id`` and left alone while ``prefopt.digest`` (outputs and
-    evaluations) is the same; an artifact made again adds its values, with later times, to the same run.
-    ``tracking_uri`` defaults to MLFLOW_TRACKING_URI, then to ``<results>/mlflow.db``.
+    Runs are found again by their tag ``prefopt.key`` and left alone while ``prefopt.digest`` is the same; an artifact
+    made again adds its values, with later times, to the same run. Policies also become logged models: ``reference``
+    leaves their weights where they are, ``copy`` puts them into the artifact store as well. ``tracking_uri`` defaults
+    to MLFLOW_TRACKING_URI, then to ``<results>/mlflow.db``.
 
     Returns the references ``imported``, ``unchanged`` and ``failed``, ``warnings`` (one line each) and the
     ``tracking_uri``. A server that cannot be reached is a warning, not an error: results do not depend on it.
     """
     results = results_dir.resolve()
-    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{results / 'mlflow.db'}"
-    records = _records(results, item_refs)
+    uri = store_uri(results, tracking_uri)
+    wanted = records(results, item_refs)
     outcome: dict[str, Any] = {"imported": [], "unchanged": [], "failed": [], "warnings": [], "tracking_uri": uri}
     with ExitStack() as stack:
-        stack.enter_context(_environment(_ENVIRONMENT))
-        importlib.import_module("mlflow")  # it sets its loggers' levels when imported: before they are quietened
-        stack.enter_context(_quiet("mlflow", "alembic", "urllib3"))
-        stack.enter_context(_alone(results / ".mlflow.lock"))
+        stack.enter_context(_mlflow())
+        stack.enter_context(locked(results / ".mlflow.lock"))
         try:
-            client, experiment, known = _open(uri, results)
+            store = _open(uri, results)
         except Exception as error:  # whatever a database driver or an HTTP client raises
-            outcome["failed"] = [record.ref for record in records]
+            outcome["failed"] = list(dict.fromkeys(record.ref for record in wanted if record.ref))
             outcome["warnings"].append(f"MLflow at {uri} cannot be used, nothing was published: {_one_line(error)}")
             return outcome
-        for record in records:
+        for record in wanted:
             try:
-                outcome[_import(client, experiment, record, known)].append(record.ref)
+                answer = _import(store, record, weights)
             except Exception as error:
-                outcome["failed"].append(record.ref)
-                outcome["warnings"].append(f"{record.ref}: not published: {_one_line(error)}")
+                answer = "failed"
+                outcome["warnings"].append(f"{record.ref or record.place}: not published: {_one_line(error)}")
+            outcome[answer].append(record.ref)
+        try:
+            _settle(store, wanted)
+        except Exception as error:
+            outcome["warnings"].append(f"MLflow at {uri} went away at the end: {_one_line(error)}; publish again")
+    for answer in ("imported", "unchanged", "failed"):
+        outcome[answer] = list(dict.fromkeys(filter(None, outcome[answer])))
     return outcome
 
 
-def _open(uri: str, results: Path) -> tuple[MlflowClient, str, dict[str, tuple[str, str | None]]]:
-    """Client, experiment id, and the runs that are there: artifact -> (run id, digest).
+def store_uri(results: Path, given: str | None = None) -> str:
+    """The tracking store: as given, or MLFLOW_TRACKING_URI, or the database in the results folder."""
+    return given or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{results.resolve() / 'mlflow.db'}"
 
-    A new database gets its schema here, by the one process that holds the lock.
+
+def find_runs(results: Path, *, tag: str | None = None, value: str = "") -> list[dict[str, str]]:
+    """Runs of the store: those whose ``tag`` begins with ``value``, or whose own id does where no tag is named.
+
+    Each with ``run_id``, ``name``, ``key`` and ``artifact``. A store that is not there has none; one that cannot be
+    reached raises what its client raises.
     """
+    uri = store_uri(results)
+    if uri.startswith("sqlite:") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        return []
+    with _mlflow():
+        from mlflow import MlflowClient
+
+        client = MlflowClient(tracking_uri=uri)
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        runs = _all_runs(client, experiment.experiment_id) if experiment else []
+    wanted = [r for r in runs if (r.data.tags.get(tag, "") if tag else r.info.run_id).startswith(value)]
+    return [
+        {
+            "run_id": run.info.run_id,
+            "name": run.info.run_name,
+            "key": run.data.tags.get(KEY_TAG, ""),
+            "artifact": run.data.tags.get(ARTIFACT_TAG, ""),
+        }
+        for run in wanted
+    ]
+
+
+@dataclass
+class _Known:
+    """What is there already under one key."""
+
+    run_id: str
+    digest: str | None
+    parent: str | None
+    imported: int = 0
+    mine: bool = False
+
+    @property
+    def age(self) -> tuple[int, str]:
+        """Of several runs with one key the one with the least age stays."""
+        return self.imported, self.run_id
+
+
+@dataclass
+class _Store:
+    client: MlflowClient
+    experiment: str
+    runs: dict[str, list[_Known]]
+    models: set[tuple[str, str]] = field(default_factory=set)  # artifact, digest of its outputs
+
+    def run_id(self, key: str) -> str:
+        return self.runs[key][0].run_id
+
+
+def _open(uri: str, results: Path) -> _Store:
+    """The store with what is in it; a new database gets its schema here, by the one process that holds the lock."""
     from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
 
     client = MlflowClient(tracking_uri=uri)
     found = client.get_experiment_by_name(EXPERIMENT)
     if found is None:
-        local = uri.startswith("sqlite:")
-        location = (results / "mlartifacts").as_uri() if local else None
-        return client, client.create_experiment(EXPERIMENT, artifact_location=location), {}
+        location = (results / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
+        try:
+            made = client.create_experiment(EXPERIMENT, artifact_location=location, tags=_EXPERIMENT_TAGS)
+            return _Store(client, made, {})
+        except MlflowException:  # another importer was faster
+            found = client.get_experiment_by_name(EXPERIMENT)
+            if found is None:
+                raise
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
-    known: dict[str, tuple[str, str | None]] = {}
-    token = None
+    store = _Store(client, found.experiment_id, _known_runs(client, found.experiment_id))
+    found_models = _all_models(client, found.experiment_id)
+    store.models = {(m.tags.get(ARTIFACT_TAG, ""), m.tags.get(DIGEST_TAG, "")) for m in found_models}
+    return store
+
+
+def _all_runs(client: MlflowClient, experiment: str) -> list[Run]:
+    found, token = [], None
     while True:
-        page = client.search_runs([found.experiment_id], max_results=1000, page_token=token)
-        for run in page:
-            if ARTIFACT_TAG in run.data.tags:
-                known[run.data.tags[ARTIFACT_TAG]] = (run.info.run_id, run.data.tags.get(DIGEST_TAG))
+        page = client.search_runs([experiment], max_results=1000, page_token=token)
+        found += page
         token = page.token
         if not token:
-            return client, found.experiment_id, known
+            return found
 
 
-def _import(client: MlflowClient, experiment: str, record: _Record, known: Mapping[str, tuple[str, str | None]]) -> str:
+def _all_models(client: MlflowClient, experiment: str) -> list[LoggedModel]:
+    found, token = [], None
+    while True:
+        page = client.search_logged_models([experiment], max_results=1000, page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return found
+
+
+def _known_runs(client: MlflowClient, experiment: str) -> dict[str, list[_Known]]:
+    """Runs by key; where two importers made the same one, the first to stay."""
+    known: dict[str, list[_Known]] = {}
+    for run in _all_runs(client, experiment):
+        tags = run.data.tags
+        if KEY_TAG in tags:
+            entry = _Known(run.info.run_id, tags.get(DIGEST_TAG), tags.get(PARENT_TAG), int(tags[IMPORTED_TAG]))
+            known.setdefault(tags[KEY_TAG], []).append(entry)
+    for entries in known.values():
+        entries.sort(key=lambda entry: entry.age)
+    return known
+
+
+def _import(store: _Store, record: Record, weights: Weights) -> str:
     """Write one run; the digest goes last, so that an import cut short is done again."""
     from mlflow.entities import Metric, Param, RunTag
 
-    run_id, digest = known.get(record.ref, (None, None))
-    if digest == record.digest:
+    client = store.client
+    parent = store.run_id(record.parent) if record.parent else None
+    known = store.runs.get(record.key, [None])[0]
+    if known is not None and known.digest == record.digest and known.parent == parent:
         return "unchanged"
-    start, end = _times(record.manifest)
-    tags = _tags(record)
-    if run_id is None:
-        name = record.ref.rsplit("/", 1)[-1]
-        run = client.create_run(experiment, start_time=start, run_name=name, tags={ARTIFACT_TAG: record.ref})
-        run_id = run.info.run_id
-    params = [Param(key, value) for key, value in flat_params(record.manifest["spec"]).items()]
-    for chunk in _chunks(params, PARAMS_PER_CALL):
-        client.log_batch(run_id, params=chunk)
+    tags = {KEY_TAG: record.key, **({ARTIFACT_TAG: record.ref} if record.ref else {})}
+    tags |= {PARENT_TAG: parent} if parent else {}
+    if known is None:
+        imported = time.time_ns()
+        first = {**tags, IMPORTED_TAG: str(imported)}
+        run = client.create_run(store.experiment, start_time=record.span[0], run_name=record.name, tags=first)
+        known = _Known(run.info.run_id, None, parent, imported, mine=True)
+        store.runs[record.key] = [known]
+    for chunk in _chunks([Param(key, value) for key, value in flat_params(record.spec).items()], PARAMS_PER_CALL):
+        client.log_batch(known.run_id, params=chunk)
     for chunk in _chunks([Metric(*point) for point in record.points], METRICS_PER_CALL):
-        client.log_batch(run_id, metrics=chunk)
-    client.set_terminated(run_id, "FINISHED", end_time=end)
-    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-    client.set_tag(run_id, DIGEST_TAG, record.digest)
+        client.log_batch(known.run_id, metrics=chunk)
+    for path, folder in record.files:
+        client.log_artifact(known.run_id, str(path), folder or None)
+    if record.weights is not None:
+        _log_model(store, record, known.run_id, weights)
+    client.set_terminated(known.run_id, "FINISHED", end_time=record.span[1])
+    tags |= {key: cut(value, TAG_LENGTH) for key, value in record.tags.items() if value}
+    client.log_batch(known.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+    client.set_tag(known.run_id, DIGEST_TAG, record.digest)
+    known.digest, known.parent = record.digest, parent
     return "imported"
 
 
-def _records(results: Path, item_refs: Sequence[str]) -> list[_Record]:
-    """Training runs and items below the given items that are finished here, parents first."""
-    manifests: dict[str, dict[str, Any]] = {}
-    for ref in item_refs:
-        ancestors(results, ref, manifests, set())
-    evaluations = _evaluations(results, manifests)
-    records = []
-    for ref, manifest in manifests.items():
-        folder = results / ref
-        is_item = ref in item_refs
-        if not is_item and manifest["stage"] not in TRAINING_STAGES:
-            continue
-        points = (
-            _item_points(read_json(folder / "item.json"), manifest) if is_item else _training_points(folder, manifest)
-        )
-        points += evaluations.get(ref, [])
-        identity = {"outputs": outputs_digest(folder), "evaluations": evaluations.get(ref, [])}
-        digest = hashlib.sha256(canonical_json(identity).encode()).hexdigest()
-        records.append(_Record(ref, manifest, digest, points))
-    return records
+def _log_model(store: _Store, record: Record, run_id: str, weights: Weights) -> None:
+    """The policy as a logged model of its first run, once per content. What holds only adapters is none by itself."""
+    if (record.ref, record.content) in store.models or not is_whole_model(record.weights):
+        return
+    tags = {ARTIFACT_TAG: record.ref, DIGEST_TAG: record.content, "prefopt.weights": weights}
+    name = record.ref.rsplit("/", 1)[-1].replace(".", "_")
+    model = store.client.create_logged_model(store.experiment, name=name, source_run_id=run_id, tags=tags)
+    with tempfile.TemporaryDirectory() as folder:
+        model_folder(record.weights, Path(folder), model.model_id, copy=weights == "copy")
+        store.client.log_model_artifacts(model.model_id, folder)
+    store.client.finalize_logged_model(model.model_id, "READY")
+    store.models.add((record.ref, record.content))
 
 
-def _evaluations(results: Path, manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Point]]:
-    """Win rates and the like of every policy, so that runs can be compared by them: policy -> points."""
-    found: dict[str, list[Point]] = {}
-    for ref, manifest in manifests.items():
-        if manifest["stage"].split("/")[0] != "papers":
-            continue
-        item = read_json(results / ref / "item.json")
-        if item.get("kind") == "grid":  # a trial holds its own evaluation
-            continue
-        _, end = _times(manifest)
-        for arm in item.get("arms", {}).values():
-            for run in arm["seeds"].values():
-                prefix = f"{item['paper']}/{item['name']}/"
-                points = _final_points(run["values"] or {}, end, 0, prefix)
-                found.setdefault(run["policy"], []).extend(points)
-    return found
+def _settle(store: _Store, wanted: list[Record]) -> None:
+    """Leave one run per key, the first, where importers on several machines made the same ones at the same time.
 
-
-def _training_points(folder: Path, manifest: Mapping[str, Any]) -> list[Point]:
-    """The learning curve, its steps spread over the run's time, and the numbers of the summary at the end."""
-    start, end = _times(manifest)
-    curve = read_lines(folder / "metrics.jsonl")
-    if manifest["stage"] == "trials":
-        curve = curve[-1 :: -max(1, len(curve) // TRIAL_POINTS)][::-1]  # evenly spaced, the last step among them
-    points = []
-    for position, row in enumerate(curve, start=1):
-        at = start + (end - start) * position // len(curve)
-        points += [(_key(k), float(v), at, int(row["step"])) for k, v in row.items() if k != "step" and _is_number(v)]
-    return points + _final_points(manifest["summary"], end, int(curve[-1]["step"]) if curve else 0, "final/")
-
-
-def _item_points(item: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[Point]:
-    """Mean and interval of every arm's metrics and the difference of every claim; of an exact item its numbers."""
-    _, end = _times(manifest)
-    if item["scale"] == "exact":
-        return _final_points(_exact_values(item), end, 0)
-    if item.get("kind") == "grid":
-        return _final_points(_grid_values(item), end, 0)
-    values = {
-        f"{arm}/{metric}": numbers
-        for arm, found in item["arms"].items()
-        for metric, numbers in found["summary"].items()
-    }
-    values |= {f"claim{n}/difference": row["difference"] or {} for n, row in enumerate(item["expect"], start=1)}
-    return _final_points(values, end, 0)
-
-
-def _grid_values(item: Mapping[str, Any]) -> dict[str, Any]:
-    """Metrics of every arm's selected points by condition and set, and the differences of the claims."""
-    selected = [point for point in item["points"] if point["selected"]]
-    values = {f"{p['condition']}/{p['arm']}": p["sets"] for p in selected}
-    return values | {f"claim{n}/difference": row["difference"] or {} for n, row in enumerate(item["expect"], start=1)}
-
-
-def _exact_values(item: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        f"claim{n}/{key}": row[key]
-        for n, row in enumerate(item["expect"], start=1)
-        for key in ("value", "reported", "difference")
-    }
-
-
-def _final_points(values: Mapping[str, Any], at: int, step: int, prefix: str = "") -> list[Point]:
-    return [(_key(prefix + key), float(v), at, step) for key, v in _flat(values, "/") if _is_number(v)]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _flat(values: Mapping[str, Any], separator: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, separator, f"{prefix}{key}{separator}")
-        else:
-            yield prefix + str(key), value
-
-
-def flat_params(spec: Mapping[str, Any]) -> dict[str, str]:
-    """A spec as MLflow parameters: dotted keys, JSON for lists; what exceeds MLflow's limits ends with ``…``."""
-    return {
-        _key(key): _cut(value if isinstance(value, str) else canonical_json(value), PARAM_LENGTH)
-        for key, value in _flat(spec, ".")
-    }
-
-
-def _key(text: str) -> str:
-    """``text`` as MLflow allows it: letters, digits and ``_-. :/``."""
-    return _cut(re.sub(r"[^\w\-. :/]", "_", text, flags=re.ASCII), KEY_LENGTH, mark="..")
-
-
-def _cut(text: str, length: int, mark: str = "…") -> str:
-    return text if len(text) <= length else text[: length - len(mark)] + mark
-
-
-def _tags(record: _Record) -> dict[str, str]:
-    manifest = record.manifest
-    tags = {
-        "prefopt.stage": manifest["stage"],
-        "prefopt.parents": canonical_json(manifest["parents"]),
-        "prefopt.git_commit": str(manifest["git"]["commit"]),
-        "prefopt.git_dirty": str(manifest["git"]["dirty"]),
-        "prefopt.device": str(manifest["device"]),
-        "prefopt.verdict": str(manifest["summary"].get("verdict", "")),
-        "mlflow.source.git.commit": manifest["git"]["commit"] or "",
-    }
-    return {key: _cut(value, TAG_LENGTH) for key, value in tags.items() if value}
-
-
-def _times(manifest: Mapping[str, Any]) -> tuple[int, int]:
-    """Start and end in ms since 1970, taken from the manifest so that a second import has the same ones."""
-    end = round(datetime.fromisoformat(manifest["finished"]).timestamp() * 1000)
-    return end - round(manifest["wall_seconds"] * 1000), end
+    A run is taken away by who made it, or by anyone once it is complete; children move below the run that stays.
+    """
+    made = {entry.run_id for entries in store.runs.values() for entry in entries if entry.mine}
+    if not made and all(len(entries) == 1 for entries in store.runs.values()):
+        return
+    client = store.client
+    latest = _known_runs(client, store.experiment)
+    gone = set()
+    for entries in latest.values():
+        for entry in entries[1:]:
+            if entry.run_id in made or entry.digest:
+                client.delete_run(entry.run_id)
+                gone.add(entry.run_id)
+    for record in wanted:
+        if record.parent in latest and record.key in latest:
+            parent, run = latest[record.parent][0].run_id, latest[record.key][0]
+            if run.parent != parent:
+                client.set_tag(run.run_id, PARENT_TAG, parent)
+    for model in _all_models(client, store.experiment) if gone else ():
+        if model.source_run_id in gone:
+            client.delete_logged_model(model.model_id)
 
 
 def _chunks(values: list[Any], size: int) -> Iterator[list[Any]]:
@@ -279,39 +282,13 @@ def _chunks(values: list[Any], size: int) -> Iterator[list[Any]]:
 
 
 def _one_line(error: Exception) -> str:
-    return _cut(" ".join(str(error).split()) or type(error).__name__, 300)
+    return cut(" ".join(str(error).split()) or type(error).__name__, 300)
 
 
 @contextmanager
-def _environment(defaults: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables that the user has not set, for the duration of the block."""
-    added = {key: value for key, value in defaults.items() if key not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for key in added:
-            os.environ.pop(key, None)
-
-
-@contextmanager
-def _quiet(*names: str) -> Iterator[None]:
-    """Only errors from these loggers, for the duration of the block."""
-    loggers = [logging.getLogger(name) for name in names]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
-
-
-@contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """One importer at a time: neither the schema nor a run is made twice."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
+def _mlflow() -> Iterator[None]:
+    """MLflow imported, patient for seconds only, and silent below errors."""
+    with environment(_ENVIRONMENT):
+        importlib.import_module("mlflow")  # it sets its loggers' levels when imported: before they are quietened
+        with quiet("mlflow", "alembic", "urllib3"):
+            yield

@@ -10,11 +10,14 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefopt.checkpoints import load_checkpoint, save_checkpoint
+from prefopt import parallel
+from prefopt.checkpoints import load_checkpoint, save_checkpoint, take_over, trained_state
 from prefopt.errors import BadInput, FailedCheck, TryAgain
+from prefopt.layers import layers_run
 from prefopt.lazy import LazyModule
 from prefopt.models import set_precision
 from prefopt.objectives import Moment, Objective, rows_of_stream
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from transformers import PreTrainedModel
 
+    from prefopt.sharding import Divided
     from prefopt.specs import TrainSpec
 else:
     torch = LazyModule("torch")
@@ -126,38 +130,79 @@ def train(
     on_metrics: Callable[[Metrics], None] | None = None,
     visits: Visits | None = None,
     progress: bool = True,
+    gradient_checkpointing: bool = False,
+    compile_layers: bool = False,
+    sharding: str = "none",
 ) -> TrainResult:
     """Optimise ``model`` in place; a run that was cut off goes on from the newest checkpoint in ``state_dir``.
 
     A step's loss is the mean over the effective batch of spec.batch_size rows, however it is split into micro-batches.
+    Gradient checkpointing and compiled layers change memory and time: see ``layers.layers_run``.
     A resumed run ends in the same weights and metrics as one that was not cut off, and ``visits`` change neither.
+    As one of several processes (see ``parallel``) it computes its share of every batch, and all end in the same
+    weights; ``sharding`` full divides weights, gradients and optimiser state among them in the meantime.
     Raises TryAgain after SIGTERM (state saved) or when memory runs out, FailedCheck where loss or gradient are not
     finite (no state saved).
     """
     if micro_batch < 1 or objective.size < 1:
         raise BadInput(f"{objective.size} rows to train on, in micro-batches of {micro_batch}; both must be 1 or more")
+    _check_processes(objective, visits, sharding, compile_layers)
     micro_batch = _usable_micro_batch(objective, spec, micro_batch)
-    run = _Run(model, objective, spec, seed=seed, state_dir=state_dir, micro_batch=micro_batch, device=device)
+    run = _Run(
+        model,
+        objective,
+        spec,
+        seed=seed,
+        state_dir=state_dir,
+        micro_batch=micro_batch,
+        device=device,
+        sharded=sharding == "full" and parallel.world() > 1,
+    )
     gpus = range(torch.cuda.device_count()) if device == "cuda" else []
-    with torch.random.fork_rng(devices=gpus), _termination() as terminated:
+    layers = layers_run(run.model, checkpointing=gradient_checkpointing, compiled=compile_layers)
+    with layers, torch.random.fork_rng(devices=gpus), _termination() as terminated:
         torch.manual_seed(seed)
         run.resume()
         run.visit(visits, gpus)
-        with Progress(run.steps, "train", start=run.step, shown=progress) as bar:
+        with Progress(run.steps, "train", start=run.step, shown=progress and parallel.is_main()) as bar:
             while run.step < run.steps:
                 metrics = run.advance()
                 if on_metrics is not None:
                     on_metrics(metrics)
                 bar.advance(f"loss {metrics['loss']:.4g}")
                 run.visit(visits, gpus)
-                if run.step < run.steps and (terminated.is_set() or run.step % checkpoint_steps == 0):
+                stop = parallel.any_of(terminated.is_set())
+                if run.step < run.steps and (stop or run.step % checkpoint_steps == 0):
                     run.save()
-                    if terminated.is_set():
-                        raise TryAgain(
-                            f"terminated after step {run.step} of {run.steps}; the state is in {state_dir}, "
-                            "run the same command again to go on"
+                    if stop:
+                        raise parallel.together(
+                            TryAgain(
+                                f"terminated after step {run.step} of {run.steps}; the state is in {state_dir}, "
+                                "run the same command again to go on"
+                            )
                         )
+    if run.divided is not None:
+        run.divided.put_back(device)
     return TrainResult(run.step, run.metrics, round(run.seconds, 3))
+
+
+def _check_processes(objective: Objective, visits: Visits | None, sharding: str, compiled: bool) -> None:
+    """BadInput where several processes cannot do what is asked for."""
+    if parallel.world() == 1:
+        if sharding == "full":
+            raise BadInput(
+                "sharding full divides a model among processes, and this is the only one; see docs/cluster.md"
+            )
+        return
+    if not objective.divisible:
+        raise BadInput(
+            f"this loss looks at the whole batch, which {parallel.world()} processes would split; train with "
+            "execution.processes: 1"
+        )
+    if sharding == "full" and compiled:
+        raise BadInput("execution.compile does not go with execution.sharding: full; leave one of them out")
+    if sharding == "full" and visits is not None:
+        raise BadInput("a run whose model is looked at on the way cannot be divided; use execution.sharding: none")
 
 
 def _usable_micro_batch(objective: Objective, spec: TrainSpec, micro_batch: int) -> int:
@@ -181,11 +226,20 @@ class _Run:
         state_dir: Path,
         micro_batch: int,
         device: str,
+        sharded: bool = False,
     ) -> None:
         self.objective, self.spec, self.seed, self.state_dir = objective, spec, seed, state_dir
         self.micro_batch, self.device = micro_batch, device
         self.accelerator = _new_accelerator(device)
-        self.model = set_precision(model.to(device), spec.precision).eval()  # eval: dropout off, gradients on
+        self.divided: Divided | None = None
+        if sharded:
+            from prefopt.sharding import Divided
+
+            self.divided = Divided(model, device, spec.precision)
+            self.model, self.loss = self.divided.model, partial(self.divided, objective.loss)
+        else:
+            self.model = set_precision(model.to(device), spec.precision).eval()  # eval: dropout off, gradients on
+            self.loss = partial(objective.loss, self.model)
         self.tokens = None
         if device == "cpu" and objective.divisible:
             self.tokens = _CPU_TOKENS_PACKED if packs(self.model) else _CPU_TOKENS
@@ -196,12 +250,19 @@ class _Run:
 
     def resume(self) -> None:
         """Take over the newest checkpoint, if there is one."""
-        found = load_checkpoint(self.state_dir, self.identity, self.device)
+        found = load_checkpoint(self.state_dir, self.identity, "cpu" if self.divided else self.device)
+        parallel.check_same(found[0] if found else 0, f"the newest checkpoint in {self.state_dir}")
         if found is None:
             return
         self.step, state = found
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        trained, optimizer = state["model"], state["optimizer"]
+        if self.divided is not None:
+            from prefopt.sharding import divide_model_state, divide_optimizer_state
+
+            trained = divide_model_state(self.model, trained)
+            optimizer = divide_optimizer_state(self.optimizer, optimizer)
+        take_over(self.model, trained, self.state_dir)
+        self.optimizer.load_state_dict(optimizer)
         self.metrics, self.seconds = state["metrics"], state["seconds"]
         torch.set_rng_state(state["rng"].cpu())
         if state["cuda_rng"]:
@@ -209,16 +270,25 @@ class _Run:
         _log.info("going on from step %d of %d in %s", self.step, self.steps, self.state_dir)
 
     def save(self) -> None:
-        """Write a checkpoint. The sampler and the schedule are functions of the step, so they have no state."""
+        """Write a checkpoint of the whole state, by one process.
+
+        The sampler and the schedule are functions of the step, so they have no state.
+        """
         state = {
-            "model": self.model.state_dict(),
+            "model": trained_state(self.model),
             "optimizer": self.optimizer.state_dict(),
             "metrics": self.metrics,
             "seconds": self.seconds,
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if self.device == "cuda" else [],
         }
-        save_checkpoint(self.state_dir, self.step, self.identity, state)
+        if self.divided is not None:
+            from prefopt.sharding import gathered
+
+            state = gathered(state)
+        if parallel.is_main():
+            save_checkpoint(self.state_dir, self.step, self.identity, state)
+        parallel.barrier()
 
     def visit(self, visits: Visits | None, gpus: Collection[int]) -> None:
         """Show the model to the visitor that wants it at this step; random states are as before afterwards."""
@@ -237,14 +307,19 @@ class _Run:
             group["lr"] = rate
         with _out_of_memory(self.micro_batch, self.state_dir):
             sums = self._gradients(rows, before)
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.spec.max_grad_norm)
+        if self.divided is not None:
+            norm = self.divided.clip(self.spec.max_grad_norm)
+        else:
+            parallel.sum_gradients(self.model.parameters())
+            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.spec.max_grad_norm)
         sums["grad_norm"] = float(norm)
         for name in ("loss", "grad_norm"):
             if not math.isfinite(sums[name]):
-                raise FailedCheck(
+                error = FailedCheck(
                     f"step {self.step + 1} of {self.steps}: {name} is {sums[name]}, on pairs {self._suspects(rows)}; "
                     "no weights were changed by this step. Lower the learning rate, or look at these pairs"
                 )
+                raise parallel.together(error)
         self.optimizer.step()
         self.step += 1
         metrics = {"step": self.step, **sums, "learning_rate": rate}
@@ -253,23 +328,37 @@ class _Run:
         return metrics
 
     def _gradients(self, rows: list[int], before: int) -> Metrics:
-        """Gradients of the mean loss over ``rows``; the means of loss and other quantities."""
+        """Gradients of this process's part of the mean loss over ``rows``; the means of loss and other quantities."""
         self.optimizer.zero_grad()
         weight = self.objective.weight(rows)
         totals: dict[str, torch.Tensor] = {}
-        for part in micro_batches(rows, self.objective.lengths, self.micro_batch, self.tokens):
-            loss, sums = self.objective.loss(self.model, part, Moment(self.step, self.steps, before))
-            self.accelerator.backward(loss / weight)
+        parts, before = self._parts(rows, before)
+        for part, share in parts:
+            loss, sums = self.loss(part, Moment(self.step, self.steps, before))
+            self.accelerator.backward(loss / weight if share else loss * 0.0)
             for name, value in {"loss": loss.detach(), **sums}.items():
-                totals[name] = totals[name] + value if name in totals else value
+                counted = value if share else value * 0
+                totals[name] = totals[name] + counted if name in totals else counted
             before += len(part)
-        return {name: float(value) / weight for name, value in totals.items()}
+        return parallel.all_reduce_sums({name: float(value) / weight for name, value in totals.items()})
+
+    def _parts(self, rows: list[int], before: int) -> tuple[list[tuple[list[int], bool]], int]:
+        """This process's micro-batches and whether they count, and the rows of the run that come before them.
+
+        All processes have equally many, since they gather weights together: where one has fewer, a row that counts
+        nothing is computed.
+        """
+        shares = parallel.shares(rows, self.objective.lengths)
+        parts = [micro_batches(share, self.objective.lengths, self.micro_batch, self.tokens) for share in shares]
+        own = [(part, True) for part in parts[parallel.rank()]]
+        idle = max(map(len, parts)) - len(own)
+        return own + idle * [(rows[:1], False)], before + sum(map(len, shares[: parallel.rank()]))
 
     def _suspects(self, rows: list[int]) -> str:
         """Names of the rows whose own loss is not finite, or of all where each alone is fine."""
         moment = Moment(self.step, self.steps, self.step * self.spec.batch_size)
         with torch.no_grad():
-            alone = {row: float(self.objective.loss(self.model, [row], moment)[0]) for row in rows}
+            alone = {row: float(self.loss([row], moment)[0]) for row in rows}
         names = self.objective.names([row for row in rows if not math.isfinite(alone[row])] or rows)
         more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
         return ", ".join(names[:_NAMES_SHOWN]) + more
@@ -279,10 +368,8 @@ def _new_accelerator(device: str) -> Accelerator:
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=device == "cpu")
-    if accelerator.num_processes != 1:
-        raise BadInput(
-            f"started as {accelerator.num_processes} processes; a training run is one process, so run runs side by side"
-        )
+    if accelerator.num_processes != parallel.world():
+        raise BadInput(f"one of {accelerator.num_processes} processes that did not join: train inside parallel.started")
     return accelerator
 
 
@@ -308,6 +395,7 @@ def _out_of_memory(micro_batch: int, state_dir: Path) -> Iterator[None]:
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         raise TryAgain(
-            f"out of memory with micro_batch {micro_batch}; run again with a smaller one, the result is the same. "
+            f"out of memory with micro_batch {micro_batch}; run again with a smaller one or with gradient "
+            "checkpointing, the result is the same. "
             f"Checkpoints are in {state_dir}"
         ) from error

@@ -9,6 +9,7 @@ itself: results are the same bytes either way.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -25,16 +26,27 @@ from functools import partial
 from typing import Any
 
 SOCKET_VARIABLE = "PREFOPT_WARM"
+_ALLOCATION = "PREFOPT_WARM_ALLOCATION"  # the Slurm job that the server runs in, if any
 _PRELOADED = (
     "numpy",
     "pandas",
+    "pyarrow.dataset",
+    "pyarrow.pandas_compat",
     "pyarrow.parquet",
     "scipy.stats",
     "torch",
     "transformers",
+    "transformers.convert_slow_tokenizer",
+    "transformers.models.auto.tokenization_auto",
     "transformers.models.llama.modeling_llama",
     "accelerate",
     "matplotlib.figure",
+    "prefopt.cli",
+    "prefopt.decoding",
+    "prefopt.drawing",
+    "prefopt.generation",
+    "prefopt.trainer",
+    "prefopt.world",
 )
 _STREAMS = (0, 1, 2)
 _FORWARDED = (signal.SIGTERM, signal.SIGINT)
@@ -66,7 +78,9 @@ def run_beside_server(command: Sequence[str], inherited: Sequence[int] = ()) -> 
     listener.close()
     os.close(lifeline)
     try:
-        return _wait(subprocess.Popen(command, env={**os.environ, SOCKET_VARIABLE: address}, pass_fds=inherited))
+        allocation = {_ALLOCATION: os.environ.get("SLURM_JOB_ID", "")}
+        known = {**os.environ, SOCKET_VARIABLE: address, **allocation}
+        return _wait(subprocess.Popen(command, env=known, pass_fds=inherited))
     finally:
         os.close(held)
         server.wait()
@@ -90,9 +104,13 @@ def _wait(command: subprocess.Popen[bytes]) -> int:
 
 
 def run_in_server(argv: Sequence[str]) -> int | None:
-    """Run one command line in a process forked from the server; None where no server fits, so run it here."""
+    """Run one command line in a process forked from the server; None where no server fits, so run it here.
+
+    A job that Slurm started has limits of its own, which a fork of a server outside would escape.
+    """
     address = os.environ.get(SOCKET_VARIABLE)
-    if not address or os.environ.get("OMP_NUM_THREADS") != "1":
+    elsewhere = os.environ.get(_ALLOCATION, "") != os.environ.get("SLURM_JOB_ID", "")
+    if not address or elsewhere or os.environ.get("OMP_NUM_THREADS") != "1":
         return None
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -104,10 +122,16 @@ def run_in_server(argv: Sequence[str]) -> int | None:
     with connection:
         sys.stdout.flush()
         sys.stderr.flush()
-        socket.send_fds(connection, [len(request).to_bytes(8, "big")], _STREAMS)
-        connection.sendall(request)
-        answers = connection.makefile("r")
-        pid = int(answers.readline())
+        try:
+            socket.send_fds(connection, [len(request).to_bytes(8, "big")], _STREAMS)
+            connection.sendall(request)
+            answers = connection.makefile("r")
+            started = answers.readline()
+        except OSError:
+            started = ""
+        if not started:  # the server ended before it had forked: it could not import
+            return None
+        pid = int(started)
         for number in _FORWARDED:
             signal.signal(number, lambda signum, _: os.kill(pid, signum))
         answer = answers.readline()
@@ -120,17 +144,43 @@ def run_in_server(argv: Sequence[str]) -> int | None:
 
 
 def serve(listener: socket.socket, lifeline: int) -> None:
-    """Import when the first job asks, then fork one handler per connection until the lifeline ends."""
+    """Import when the first job asks, then fork one handler per connection until the lifeline ends.
+
+    Handlers are waited for, so that the time of all jobs is counted as this process's children's.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # handlers are reaped by the system
+    loaded = False
     while lifeline not in select.select([listener, lifeline], [], [])[0]:
-        for name in _PRELOADED:
-            importlib.import_module(name)
+        if not loaded:
+            _load()
+            loaded = True
         connection, _ = listener.accept()
         if os.fork() == 0:
             listener.close()
             os._exit(_in_fork(partial(_handle, connection)))
         connection.close()
+        while _ended(os.WNOHANG):
+            pass
+    listener.close()
+    while _ended():
+        pass
+
+
+def _load() -> None:
+    """Import what jobs need, and keep their garbage collections from going through all of it: a quarter of a second."""
+    for name in _PRELOADED:
+        importlib.import_module(name)
+    for stage in sys.modules["prefopt.cli"].STAGES.values():
+        stage.load()
+    gc.collect()
+    gc.freeze()
+
+
+def _ended(options: int = 0) -> bool:
+    """Whether a handler has ended that was not waited for yet; without options, the next one to end."""
+    with suppress(ChildProcessError):
+        return os.waitpid(-1, options)[0] > 0
+    return False
 
 
 def _in_fork(work: Callable[[], int]) -> int:
@@ -162,7 +212,6 @@ def _read_exactly(connection: socket.socket, size: int) -> bytes:
 
 def _handle(connection: socket.socket) -> int:
     """Fork the job, report its pid and exit code; kill it where the client that asked for it dies."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     size, streams, *_ = socket.recv_fds(connection, 8, len(_STREAMS))
     request = json.loads(_read_exactly(connection, int.from_bytes(size, "big")))
     pid = os.fork()

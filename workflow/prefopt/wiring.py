@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from prefopt.errors import BadInput, nearest
 from prefopt.losses import COMPOSITIONS, get_loss
+from prefopt.sources import prompts_identity
 from prefopt.specs import ArmSpec, DispersionSpec, EnsembleSpec, SamplingSpec, ScratchModel, SftSpec, TokensSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from prefopt.artifacts import Node
     from prefopt.plan import Plan
@@ -27,7 +29,7 @@ def resolve_arm(arm: ArmSpec) -> ResolvedArm:
     if name in COMPOSITIONS:
         name, default = COMPOSITIONS[name]
         regulariser = regulariser or dict(default) or None
-    loss = get_loss(name)
+    loss = get_loss(name).form(arm.loss.params)
     loss.check_params(arm.loss.params)
     needs = loss.needs | ({"reference_samples"} if regulariser else set())
     return name, arm.loss.params, regulariser, frozenset(needs)
@@ -53,11 +55,21 @@ def plan_sft(plan: Plan, sft: SftSpec | None, tokens: Node, base: Node) -> Node:
     return plan.add("sft", f"sft-s{spec['seed']}", spec, {"tokens": tokens, "base": base})
 
 
+def plan_prompts(
+    plan: Plan, prompts: Any, tokens: TokensSpec, base: Node, data_root: Path, *, outputs: bool = False
+) -> Node:
+    """A prompt set as token ids of a model; ``outputs``: with a baseline's answers, which every row must then have."""
+    source, execution, name = prompts_identity(prompts, data_root)
+    how = tokens.model_dump()
+    return plan.add("prompts", name, {"source": source, "tokens": how, "outputs": outputs}, {"base": base}, execution)
+
+
 @dataclass(frozen=True)
 class Wiring:
     """What arms can be made from: pairs, their tokens, the reference model, declared ensembles and samples.
 
-    ``sampled`` is the tokens artifact whose prompts reference samples answer.
+    ``sampled`` is the tokens artifact whose prompts reference samples answer; ``base`` is what the references are
+    fine-tuned from, on the tokens ``sampled``.
     """
 
     plan: Plan
@@ -68,15 +80,54 @@ class Wiring:
     precision: str
     rewards: Mapping[str, EnsembleSpec] = field(default_factory=dict)
     samples: SamplingSpec | None = None
+    base: Node | None = None
+    references: Mapping[str, SftSpec] = field(default_factory=dict)
+    quantize: str | None = None  # of the policies' body, and so of the reference that is the policy at step 0
 
     @property
     def reference(self) -> Node:
         """Scores of every pair under the reference."""
-        parents = {"tokens": self.tokens, "model": self.model}
-        return self.plan.add("reference", self.model.name, {"precision": self.precision}, parents)
+        return self._scores(self.model)
+
+    def _scores(self, model: Node, **more: bool) -> Node:
+        parents = {"tokens": self.tokens, "model": model}
+        spec: dict[str, Any] = {"precision": self.precision, **more}
+        if self.quantize is not None and model is self.model:
+            spec["quantize"] = self.quantize
+        return self.plan.add("reference", model.name, spec, parents)
+
+    def second_reference(self, arm_name: str, arm: ArmSpec) -> Node:
+        """Scores of every pair under the second reference that an arm names; BadInput where it names none we know."""
+        known = ["base", *self.references]
+        if arm.second_reference not in known or self.base is None:
+            given = f"no reference '{arm.second_reference}'" if arm.second_reference else "its loss has two references"
+            raise BadInput(f"arms.{arm_name}.second_reference: {given}; {nearest(arm.second_reference or '', known)}")
+        sft = self.references.get(arm.second_reference)
+        model = plan_sft(self.plan, sft, self.sampled, self.base)
+        if model is self.model:
+            raise BadInput(
+                f"arms.{arm_name}.second_reference: '{arm.second_reference}' is the first reference itself; "
+                "declare another one"
+            )
+        return self._scores(model)
+
+    def win_rates(self, arm_name: str, arm: ArmSpec) -> Node:
+        """Calibrated win rates of every train pair's responses among reference samples, by an arm's ensemble."""
+        name = self.rewards_of(arm_name, arm)
+        if self.rewards[name].oracle:
+            raise BadInput(f"arms.{arm_name}.rewards: samples are scored by trained reward models; '{name}' is none")
+        members = {f"reward{k}": node for k, node in enumerate(self.members(self.rewards[name]))}
+        samples = self.draw(f"arms.{arm_name}", "train", arm.win_rate_samples, self.tokens)
+        parents = {"tokens": self.tokens, "ensemble": self.ensemble(name), "samples": samples, **members}
+        return self.plan.add("win_rates", f"n{arm.win_rate_samples}-k{len(members)}", {}, parents)
 
     def members(self, ensemble: EnsembleSpec) -> list[Node]:
-        """The reward models of an ensemble."""
+        """The independent reward models of an ensemble; BadInput where it is heads on one body."""
+        if ensemble.kind != "independent":
+            raise BadInput(
+                f"this needs reward models that can be used one by one, and '{ensemble.kind}' is one model with "
+                f"{ensemble.members} heads; declare an ensemble without 'kind'"
+            )
         nodes = []
         for k, seed in enumerate(ensemble.seeds or range(ensemble.members)):
             bias = ensemble.longer_wins[k] if ensemble.longer_wins else None
@@ -98,12 +149,31 @@ class Wiring:
         declared = self.rewards[name]
         if declared.oracle:
             return self.plan.add("ensemble", "oracle", {"oracle": True}, {"tokens": self.tokens, "pairs": self.pairs})
+        if declared.kind == "shared_backbone":
+            return self._heads(declared)
         scores = {
             f"member{k}": self.plan.add("rewards", member.name, {}, {"tokens": self.tokens, "reward": member})
             for k, member in enumerate(self.members(declared))
         }
         kind = "biased" if declared.longer_wins else "seeds"  # not the declared name: one content has one name
         return self.plan.add("ensemble", f"{kind}-k{len(scores)}", {}, {"tokens": self.tokens, **scores})
+
+    def _heads(self, declared: EnsembleSpec) -> Node:
+        """The K columns of heads on one body: one reward model, scored once."""
+        seeds = declared.seeds or list(range(declared.members))
+        kind = {"kind": declared.kind, "frozen": declared.frozen}
+        spec = kind | {
+            "train": declared.train.model_dump(),
+            "split": declared.split,
+            "subset": 1.0,
+            "longer_wins": None,
+            "seeds": {"init": seeds, "order": seeds[0], "subset": seeds[0]},
+        }
+        name = f"{'frozen' if declared.frozen else 'shared'}-k{len(seeds)}"
+        body = self.plan.add("reward", f"{declared.split}-{name}", spec, {"tokens": self.tokens, "model": self.model})
+        parents = {"tokens": self.tokens, "reward": body}
+        scores = self.plan.add("rewards", body.name, {"members": len(seeds)}, parents)
+        return self.plan.add("ensemble", name, kind, {"tokens": self.tokens, "heads": scores})
 
     def rewards_of(self, arm_name: str, arm: ArmSpec) -> str:
         """Name of the ensemble that an arm uses; BadInput where that is not clear or not declared."""
@@ -118,16 +188,18 @@ class Wiring:
             )
         return arm.rewards
 
-    def draw(self, why: str, split: str, per_prompt: int) -> Node:
-        """Reference samples for the prompts of a split."""
+    def draw(self, why: str, split: str, per_prompt: int, tokens: Node | None = None) -> Node:
+        """Reference samples for the prompts of a split of ``tokens``, those of ``sampled`` where none are given."""
         if self.samples is None:
             raise BadInput(f"{why}: needs reference samples; declare 'samples' in the item")
+        if self.quantize is not None:
+            raise BadInput(f"{why}: samples are of the reference as it is, not quantised; remove 'adapter.quantize'")
         if (self.samples.temperature, self.samples.top_p) != (1.0, 1.0):
             raise BadInput(
                 "samples: KL and entropy are estimated from the reference itself; set temperature and top_p to 1"
             )
         spec = {"sampling": self.samples.model_dump(), "split": split, "per_prompt": per_prompt}
-        parents = {"tokens": self.sampled, "model": self.model}
+        parents = {"tokens": tokens or self.sampled, "model": self.model}
         return self.plan.add("samples", f"{self.model.name}-{split}", spec, parents)
 
     def dispersion(self, why: str, declared: DispersionSpec, rewards: Node | None = None) -> Node:
@@ -137,7 +209,7 @@ class Wiring:
             spec["seed"] = None  # only the shuffled control draws
         name = declared.control or declared.estimator
         sources = {"tokens": self.tokens, "reference": self.reference}
-        if declared.estimator == "truth":
+        if declared.estimator in ("truth", "human_votes"):
             sources["pairs"] = self.pairs
         if declared.estimator == "vote_entropy":
             sources["rewards"] = rewards
@@ -148,15 +220,26 @@ class Wiring:
     def signals(self, arm_name: str, arm: ArmSpec, needs: frozenset[str]) -> dict[str, Node]:
         """The parents of a policy: tokens, model, and what its loss needs."""
         why = f"arms.{arm_name}"
+        if arm.train is not None and arm.train.quantize != self.quantize:
+            raise BadInput(f"{why}.train: all arms share the reference; declare 'adapter.quantize' in 'policy' as well")
         parents = {"tokens": self.tokens, "model": self.model}
         if "reference" in needs:
-            parents["reference"] = self.reference
+            parents["reference"] = self._scores(self.model, tokens=True) if "tokens" in needs else self.reference
+        if "second_reference" in needs:
+            parents["second_reference"] = self.second_reference(arm_name, arm)
         if "dispersion" in needs:
             voting = arm.dispersion.estimator == "vote_entropy"
             votes = self.ensemble(self.rewards_of(arm_name, arm)) if voting else None
             parents["dispersion"] = self.dispersion(why, arm.dispersion, votes)
         if "rewards" in needs:
             parents["rewards"] = self.ensemble(self.rewards_of(arm_name, arm))
+        if "vote_share" in needs:
+            parents["pairs"] = self.pairs
+        if "win_rates" in needs:
+            parents["win_rates"] = self.win_rates(arm_name, arm)
+        if "auxiliary" in needs:
+            named = arm.model_copy(update={"rewards": arm.auxiliary or arm.rewards})
+            parents["auxiliary"] = self.ensemble(self.rewards_of(arm_name, named))
         if "reference_samples" in needs:
             parents["samples"] = self.draw(why, "train", 1)
         return parents

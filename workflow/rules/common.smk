@@ -1,5 +1,6 @@
 # What the rules share: the plan, input functions over it, and resources. No logic of its own.
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -20,6 +21,22 @@ EXECUTION = PLAN.config.execution
 
 # Without GPUs in config.yaml a job stays on the CPU, also on a machine that has one.
 DEVICE = "cuda" if EXECUTION.gpus else "cpu"
+LAYERS = "".join(
+    option
+    for option, wanted in (
+        (" --gradient-checkpointing", EXECUTION.gradient_checkpointing),
+        (" --compile", EXECUTION.compile),
+    )
+    if wanted
+)
+
+# Training jobs of several processes, one per GPU where there are GPUs.
+PROCESSES = EXECUTION.processes
+PYTHON, SHARDING = "python", ""
+if PROCESSES > 1:
+    PYTHON = f"OMP_NUM_THREADS={EXECUTION.threads} torchrun --standalone --nproc-per-node {PROCESSES}"
+    SHARDING = f" --sharding {EXECUTION.sharding}"
+TRAINING_GPUS = max(EXECUTION.gpus, PROCESSES) if EXECUTION.gpus else 0
 
 # Jobs find the package beside the rules, also in a conda environment that has only its dependencies.
 shell.prefix(f"export PYTHONPATH='{Path(workflow.basedir) / 'workflow'}'; ")
@@ -79,6 +96,11 @@ def parents(stage, prefix=""):
     return find
 
 
+def one_of(ids):
+    """Wildcard pattern of exactly these ids; none of them matches nothing."""
+    return "|".join(map(re.escape, ids)) or r"(?!)"
+
+
 def micro_batch(wildcards, attempt):
     """Rows in memory at a time: halved with every attempt, so that a job killed for memory fits the next time."""
     return max(1, EXECUTION.micro_batch >> (attempt - 1))
@@ -92,3 +114,17 @@ def memory(gigabytes):
 def minutes(count):
     """Run time in minutes that grows with the attempt."""
     return lambda wildcards, attempt: count * attempt
+
+
+def one_process(verb):
+    """Command line of a stage that trains."""
+    return (
+        f"python -m prefopt {verb} --spec {{input.spec:q}} --device {{resources.device}}"
+        " --micro-batch {resources.micro_batch} --checkpoint-steps {resources.checkpoint_steps}"
+        + LAYERS
+    )
+
+
+def trained_by(verb):
+    """Command line of a stage that trains, in as many processes as config.yaml says."""
+    return one_process(verb).replace("python", PYTHON, 1) + SHARDING

@@ -70,3 +70,53 @@ rule tokenize:
         runtime=minutes(60),
     shell:
         "python -m prefopt tokenize --spec {input.spec:q} >> {log:q} 2>&1"
+
+
+rule prepare_prompts:
+    """Read and tokenise prompts to answer, and a baseline's answers to them."""
+    input:
+        spec=ancient(f"{RESULTS}/specs/prompts/{{id}}.json"),
+        base=ancient(parent("prompts", "base")),
+    output:
+        prompts=f"{RESULTS}/prompts/{{id}}/prompts.parquet",
+        tokenizer=directory(f"{RESULTS}/prompts/{{id}}/tokenizer"),
+        refused=f"{RESULTS}/prompts/{{id}}/refused.parquet",
+        manifest=f"{RESULTS}/prompts/{{id}}/manifest.json",
+    log:
+        f"{RESULTS}/logs/prompts/{{id}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/prompts/{{id}}.tsv"
+    priority: 10  # everything else waits for these
+    conda:
+        "../../envs/prefopt.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(4),
+        runtime=minutes(60),
+    shell:
+        "python -m prefopt prepare-prompts --spec {input.spec:q} >> {log:q} 2>&1"
+
+
+rule relabel_pairs:
+    """Label pairs by a reward model, and keep training pairs of which the longer wins in a declared share."""
+    input:
+        spec=ancient(f"{RESULTS}/specs/relabelled/{{id}}.json"),
+        pairs=ancient(parent("relabelled", "pairs")),
+        tokens=ancient(parent("relabelled", "tokens")),
+        rewards=ancient(parent("relabelled", "rewards")),
+    output:
+        pairs=f"{RESULTS}/relabelled/{{id}}/pairs.parquet",
+        refused=f"{RESULTS}/relabelled/{{id}}/refused.parquet",
+        manifest=f"{RESULTS}/relabelled/{{id}}/manifest.json",
+    log:
+        f"{RESULTS}/logs/relabelled/{{id}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/relabelled/{{id}}.tsv"
+    conda:
+        "../../envs/prefopt.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(4),
+        runtime=minutes(30),
+    shell:
+        "python -m prefopt relabel-pairs --spec {input.spec:q} >> {log:q} 2>&1"

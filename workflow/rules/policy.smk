@@ -11,6 +11,10 @@ rule train_policy:
         dispersion=ancient(parent("policy", "dispersion")),
         rewards=ancient(parent("policy", "rewards")),
         samples=ancient(parent("policy", "samples")),
+        pairs=ancient(parent("policy", "pairs")),
+        second_reference=ancient(parent("policy", "second_reference")),
+        win_rates=ancient(parent("policy", "win_rates")),
+        auxiliary=ancient(parent("policy", "auxiliary")),
     output:
         weights=directory(f"{RESULTS}/policy/{{id}}/weights"),
         curve=f"{RESULTS}/policy/{{id}}/metrics.jsonl",
@@ -21,14 +25,13 @@ rule train_policy:
         f"{RESULTS}/benchmarks/policy/{{id}}.tsv"
     conda:
         "../../envs/prefopt.yaml"
-    threads: EXECUTION.threads
+    threads: EXECUTION.threads * PROCESSES
     resources:
-        mem_mb=memory(8),
+        mem_mb=memory(8 * PROCESSES),
         runtime=minutes(480),
-        gpu=EXECUTION.gpus,
+        gpu=TRAINING_GPUS,
         device=DEVICE,
         micro_batch=micro_batch,
         checkpoint_steps=EXECUTION.checkpoint_steps,
     shell:
-        "python -m prefopt train-policy --spec {input.spec:q} --device {resources.device}"
-        " --micro-batch {resources.micro_batch} --checkpoint-steps {resources.checkpoint_steps} >> {log:q} 2>&1"
+        trained_by("train-policy") + " >> {log:q} 2>&1"

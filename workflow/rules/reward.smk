@@ -17,21 +17,20 @@ rule train_reward:
         f"{RESULTS}/benchmarks/reward/{{id}}.tsv"
     conda:
         "../../envs/prefopt.yaml"
-    threads: EXECUTION.threads
+    threads: EXECUTION.threads * PROCESSES
     resources:
-        mem_mb=memory(8),
+        mem_mb=memory(8 * PROCESSES),
         runtime=minutes(240),
-        gpu=EXECUTION.gpus,
+        gpu=TRAINING_GPUS,
         device=DEVICE,
         micro_batch=micro_batch,
         checkpoint_steps=EXECUTION.checkpoint_steps,
     shell:
-        "python -m prefopt train-reward --spec {input.spec:q} --device {resources.device}"
-        " --micro-batch {resources.micro_batch} --checkpoint-steps {resources.checkpoint_steps} >> {log:q} 2>&1"
+        trained_by("train-reward") + " >> {log:q} 2>&1"
 
 
 rule score_rewards:
-    """Score both responses of every pair with one reward model."""
+    """Score both responses of every pair with a reward model that no other belongs with."""
     input:
         spec=ancient(f"{RESULTS}/specs/rewards/{{id}}.json"),
         tokens=ancient(parent("rewards", "tokens")),
@@ -43,6 +42,8 @@ rule score_rewards:
         f"{RESULTS}/logs/rewards/{{id}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/rewards/{{id}}.tsv"
+    wildcard_constraints:
+        id=one_of(group[0].id for group in PLAN.scored_together() if len(group) == 1),
     conda:
         "../../envs/prefopt.yaml"
     threads: EXECUTION.threads
@@ -56,12 +57,45 @@ rule score_rewards:
         "python -m prefopt score-rewards --spec {input.spec:q} --device {resources.device} --micro-batch {resources.micro_batch} >> {log:q} 2>&1"
 
 
+# The members of an ensemble are scored in one job, which reads the pairs once.
+for number, group in enumerate(g for g in PLAN.scored_together() if len(g) > 1):
+
+    rule:
+        name:
+            f"score_rewards_{number}"
+        input:
+            specs=[ancient(f"{RESULTS}/specs/{node.ref}.json") for node in group],
+            tokens=ancient(manifest(group[0].parents["tokens"])),
+            reward=[ancient(manifest(node.parents["reward"])) for node in group],
+        output:
+            scores=[f"{RESULTS}/{node.ref}/scores.parquet" for node in group],
+            manifest=[manifest(node.ref) for node in group],
+        log:
+            f"{RESULTS}/logs/{group[0].ref}.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/{group[0].ref}.tsv"
+        group:
+            "rewards"
+        conda:
+            "../../envs/prefopt.yaml"
+        threads: EXECUTION.threads
+        resources:
+            mem_mb=memory(8),
+            runtime=minutes(120),
+            gpu=EXECUTION.gpus,
+            device=DEVICE,
+            micro_batch=micro_batch,
+        shell:
+            "python -m prefopt score-rewards --spec {input.specs:q} --device {resources.device} --micro-batch {resources.micro_batch} >> {log:q} 2>&1"
+
+
 rule collect_ensemble:
     """Join the members' scores on pair_id into K columns, or take the oracle's one; with diagnostics."""
     input:
         spec=ancient(f"{RESULTS}/specs/ensemble/{{id}}.json"),
         tokens=ancient(parent("ensemble", "tokens")),
         members=ancient(parents("ensemble", "member")),
+        heads=ancient(parent("ensemble", "heads")),
         pairs=ancient(parent("ensemble", "pairs")),
     output:
         scores=f"{RESULTS}/ensemble/{{id}}/scores.parquet",
@@ -79,3 +113,32 @@ rule collect_ensemble:
         runtime=minutes(10),
     shell:
         "python -m prefopt collect-ensemble --spec {input.spec:q} >> {log:q} 2>&1"
+
+
+rule calibrate_rewards:
+    """Win rates of both responses of every train pair among reference samples for its prompt, by an ensemble."""
+    input:
+        spec=ancient(f"{RESULTS}/specs/win_rates/{{id}}.json"),
+        tokens=ancient(parent("win_rates", "tokens")),
+        ensemble=ancient(parent("win_rates", "ensemble")),
+        samples=ancient(parent("win_rates", "samples")),
+        rewards=ancient(parents("win_rates", "reward")),
+    output:
+        win_rates=f"{RESULTS}/win_rates/{{id}}/win_rates.parquet",
+        manifest=f"{RESULTS}/win_rates/{{id}}/manifest.json",
+    log:
+        f"{RESULTS}/logs/win_rates/{{id}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/win_rates/{{id}}.tsv"
+    conda:
+        "../../envs/prefopt.yaml"
+    threads: EXECUTION.threads
+    resources:
+        mem_mb=memory(8),
+        runtime=minutes(240),
+        gpu=EXECUTION.gpus,
+        device=DEVICE,
+        micro_batch=micro_batch,
+    shell:
+        "python -m prefopt calibrate-rewards --spec {input.spec:q} --device {resources.device}"
+        " --micro-batch {resources.micro_batch} >> {log:q} 2>&1"

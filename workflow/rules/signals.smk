@@ -18,17 +18,16 @@ rule train_sft:
     priority: 10  # everything else waits for these
     conda:
         "../../envs/prefopt.yaml"
-    threads: EXECUTION.threads
+    threads: EXECUTION.threads * PROCESSES
     resources:
-        mem_mb=memory(8),
+        mem_mb=memory(8 * PROCESSES),
         runtime=minutes(240),
-        gpu=EXECUTION.gpus,
+        gpu=TRAINING_GPUS,
         device=DEVICE,
         micro_batch=micro_batch,
         checkpoint_steps=EXECUTION.checkpoint_steps,
     shell:
-        "python -m prefopt train-sft --spec {input.spec:q} --device {resources.device}"
-        " --micro-batch {resources.micro_batch} --checkpoint-steps {resources.checkpoint_steps} >> {log:q} 2>&1"
+        trained_by("train-sft") + " >> {log:q} 2>&1"
 
 
 rule score_reference:

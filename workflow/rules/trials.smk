@@ -11,6 +11,10 @@ rule run_trial:
         dispersion=ancient(parent("trials", "dispersion")),
         rewards=ancient(parent("trials", "rewards")),
         samples=ancient(parent("trials", "samples")),
+        pairs=ancient(parent("trials", "pairs")),
+        second_reference=ancient(parent("trials", "second_reference")),
+        win_rates=ancient(parent("trials", "win_rates")),
+        auxiliary=ancient(parent("trials", "auxiliary")),
         sets=ancient(parents("trials", "set.")),
         judges=ancient(parents("trials", "judge")),
         classifier=ancient(parent("trials", "classifier")),
@@ -33,5 +37,4 @@ rule run_trial:
         micro_batch=micro_batch,
         checkpoint_steps=EXECUTION.checkpoint_steps,
     shell:
-        "python -m prefopt run-trial --spec {input.spec:q} --device {resources.device}"
-        " --micro-batch {resources.micro_batch} --checkpoint-steps {resources.checkpoint_steps} >> {log:q} 2>&1"
+        one_process("run-trial") + " >> {log:q} 2>&1"

@@ -16,12 +16,16 @@ IDENTICAL = "not asked: the two answers are the same"
 
 @dataclass(frozen=True)
 class RawAnswer:
-    """A judge's reply: its text, the log-probabilities of its first token's candidates (nats), tokens paid for."""
+    """A judge's reply: its text, the log-probabilities of its first token's candidates (nats), tokens paid for.
+
+    ``final``: nothing is to be gained by asking again; without it the answer is not kept.
+    """
 
     text: str
     top_logprobs: Mapping[str, float] | None = None
     tokens_in: int = 0
     tokens_out: int = 0
+    final: bool = True
 
     def to_json(self) -> str:
         """One line with all of it, also kept in judgements.parquet."""

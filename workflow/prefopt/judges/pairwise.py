@@ -89,7 +89,8 @@ class PairwiseJudge:
         with Progress(len(questions), "judge", start=len(answers)) as bar:
 
             def keep(number: int, answer: RawAnswer) -> None:
-                self.cache.keep(missing[number], answer)
+                if answer.final:
+                    self.cache.keep(missing[number], answer)
                 answers[missing[number]] = answer
                 self.tally.asked += 1
                 self._count(answer)

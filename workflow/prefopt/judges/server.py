@@ -25,7 +25,7 @@ class ServerJudge:
 
     def ask(self, questions: Sequence[Question], keep: Keep) -> None:
         """Ask concurrently; raises as ``ChatClient.ask_all``."""
-        self.client.ask_all([self._request(question) for question in questions], raw_answer, keep)
+        self.client.ask_all([self._request(question) for question in questions], raw_answer, _unanswered, keep)
 
     def _request(self, question: Question) -> dict[str, Any]:
         return {
@@ -53,3 +53,7 @@ def raw_answer(reply: Mapping[str, Any]) -> RawAnswer:
         tokens_in=int(usage.get("prompt_tokens") or 0),
         tokens_out=int(usage.get("completion_tokens") or 0),
     )
+
+
+def _unanswered(said: str) -> RawAnswer:
+    return RawAnswer(f"not answered: {said}", final=False)

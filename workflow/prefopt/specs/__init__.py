@@ -4,9 +4,23 @@ Unknown keys and wrong types are errors. These models generate ``workflow/schema
 imports torch: the Snakefile parses through this package.
 """
 
+from prefopt.specs.annotators import AnnotatedSpec, DisagreementItemSpec, VoteClaim, VoteWeightItemSpec
 from prefopt.specs.base import Closed, Count, Fraction, Name, Named, Positive, Seed, unique_seeds
 from prefopt.specs.config import Config, ExecutionSpec
-from prefopt.specs.data import DataSpec, FilesSource, HubSource, ReaderName, SplitSpec, WorldSource
+from prefopt.specs.data import (
+    AlpacaEvalPrompts,
+    DataSpec,
+    FilePrompts,
+    FileRef,
+    FilesSource,
+    HubPrompts,
+    HubSource,
+    PromptsSpec,
+    ReaderName,
+    SplitSpec,
+    VotesSource,
+    WorldSource,
+)
 from prefopt.specs.exact import ExactClaim, ExactHead, ExactItemSpec, NumberClaim, OrderClaim, StudySpec
 from prefopt.specs.grids import (
     ClassifierJudgeSpec,
@@ -20,15 +34,17 @@ from prefopt.specs.grids import (
     GridItemSpec,
     QuickSpec,
     ReferenceSpec,
+    RelabelSpec,
     RewardJudgeSpec,
     SelectSpec,
     TrendClaim,
     WeightsClaim,
 )
-from prefopt.specs.items import EvaluateSpec, ExpectSpec, ItemHead, ItemSpec
+from prefopt.specs.items import EvaluateSpec, ExpectSpec, ItemHead, ItemSpec, LengthControlSpec
 from prefopt.specs.judges import JudgeSpec, LmJudgeSpec, PricesSpec, ServerJudgeSpec
 from prefopt.specs.models import HubModel, LocalModel, ModelSpec, ScratchModel, TokenizerSpec, TokensSpec
 from prefopt.specs.training import (
+    AdapterSpec,
     ArmSpec,
     DispersionSpec,
     EnsembleSpec,
@@ -41,6 +57,9 @@ from prefopt.specs.training import (
 )
 
 __all__ = [
+    "AdapterSpec",
+    "AlpacaEvalPrompts",
+    "AnnotatedSpec",
     "ArmSpec",
     "ClassifierJudgeSpec",
     "Closed",
@@ -49,6 +68,7 @@ __all__ = [
     "Config",
     "Count",
     "DataSpec",
+    "DisagreementItemSpec",
     "DispersionSpec",
     "EnsembleSpec",
     "EvaluateSpec",
@@ -58,6 +78,8 @@ __all__ = [
     "ExactItemSpec",
     "ExecutionSpec",
     "ExpectSpec",
+    "FilePrompts",
+    "FileRef",
     "FilesSource",
     "ForwardKlSpec",
     "Fraction",
@@ -67,10 +89,12 @@ __all__ = [
     "GridEvaluateSpec",
     "GridItemSpec",
     "HubModel",
+    "HubPrompts",
     "HubSource",
     "ItemHead",
     "ItemSpec",
     "JudgeSpec",
+    "LengthControlSpec",
     "LmJudgeSpec",
     "LocalModel",
     "LossSpec",
@@ -81,10 +105,12 @@ __all__ = [
     "OrderClaim",
     "Positive",
     "PricesSpec",
+    "PromptsSpec",
     "QuickSpec",
     "ReaderName",
     "ReferenceSpec",
     "RegulariserSpec",
+    "RelabelSpec",
     "RewardJudgeSpec",
     "SamplingSpec",
     "ScratchModel",
@@ -98,6 +124,9 @@ __all__ = [
     "TokensSpec",
     "TrainSpec",
     "TrendClaim",
+    "VoteClaim",
+    "VoteWeightItemSpec",
+    "VotesSource",
     "WeightsClaim",
     "WorldSource",
     "unique_seeds",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from prefopt.specs.base import Closed, Count
+
+Sharding = Literal["none", "full"]
 
 
 class ExecutionSpec(Closed):
@@ -16,6 +18,17 @@ class ExecutionSpec(Closed):
     threads: Count = 1
     gpus: Annotated[int, Field(ge=0)] = Field(0, description="GPUs per model job")
     checkpoint_steps: Count = 100
+    gradient_checkpointing: bool = Field(False, description="layers run again in the backward pass: less memory")
+    compile: bool = Field(False, description="layers of a model in training run through torch.compile")
+    processes: Count = Field(1, description="processes of a training job, each with a share of every batch")
+    sharding: Sharding = Field("none", description="full: what is trained is divided among processes, by FSDP2")
+    container: str | None = Field(None, description="image of the jobs, docker://NAME: for --sdm apptainer, Kubernetes")
+
+    @model_validator(mode="after")
+    def _sharding_needs_processes(self) -> ExecutionSpec:
+        if self.sharding == "full" and self.processes == 1:
+            raise ValueError("sharding: full divides a model among processes; set processes to 2 or more")
+        return self
 
 
 class Config(Closed):

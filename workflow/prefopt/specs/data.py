@@ -8,7 +8,22 @@ from pydantic import Field, model_validator
 
 from prefopt.specs.base import Closed, Count, Fraction, Seed
 
-ReaderName = Literal["auto", "hh", "trl", "ultrafeedback", "shp", "tldr", "imdb_prefix"]
+VoteReaderName = Literal[
+    "auto",
+    "votes",
+    "rankings",
+    "ukp_convarg1",
+    "pandalm",
+    "tulu_human_eval",
+    "squality_human_eval",
+    "mt_bench_human",
+    "hanna",
+    "llmbar",
+    "qlora",
+]
+ReaderName = Literal["auto", "hh", "trl", "ultrafeedback", "shp", "stack_exchange", "tldr", "imdb_prefix"]
+Revision = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$", description="full commit hash")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class WorldSource(Closed):
@@ -41,15 +56,94 @@ class FilesSource(Closed):
     )
 
 
+class VotesSource(Closed):
+    """Pairs with the votes of several annotators on each, annotators named; or their rankings of several responses."""
+
+    kind: Literal["votes"]
+    reader: VoteReaderName = "auto"
+    paths: list[str] = Field(min_length=1, description="relative to data_root of config.yaml, or absolute")
+    sha256: list[str] | None = Field(
+        None, description="pinned digests; without them the files are hashed when planning"
+    )
+    per_prompt: Count | None = Field(None, description="use at most so many pairs of a prompt, drawn by their texts")
+    ties: Literal["keep", "refuse"] = Field(
+        "keep", description="pairs with as many votes for either side: keep them, a coin chooses; or refuse them"
+    )
+    hold_out: Count | None = Field(
+        None,
+        description="votes of every pair that neither label nor weight sees, for evaluation",
+        exclude_if=lambda count: count is None,
+    )
+
+
 class HubSource(Closed):
     """Pairs in a dataset repository on the Hugging Face hub, at a pinned revision."""
 
     kind: Literal["hub"]
     reader: ReaderName = "auto"
     repo: str
-    revision: str = Field(pattern=r"^[0-9a-f]{40}$", description="full commit hash")
+    revision: Revision
     split: str = "train"
     subset: str | None = None
+
+
+class _Texts(Closed):
+    """What of a row is the prompt: the text in a column, or what a reader of preference pairs takes for it."""
+
+    column: str | None = Field(None, description="text of a user's message; default instruction")
+    reader: ReaderName | None = Field(None, description="instead of a column, for sets of preference pairs")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> _Texts:
+        if self.column is not None and self.reader is not None:
+            raise ValueError("give either column or reader, and only one of them")
+        return self
+
+
+class FilePrompts(_Texts):
+    """Prompts in a local file: .json (a list, as AlpacaEval's), .jsonl, .csv or .parquet, the first three also gzipped.
+
+    Rows may have ``output``, a baseline's answer, and ``dataset``, where the prompt is from.
+    """
+
+    kind: Literal["file"]
+    path: str = Field(description="relative to data_root of config.yaml, or absolute")
+    sha256: Sha256 | None = Field(None, description="pinned digest; without it the file is hashed when planning")
+
+
+class HubPrompts(_Texts):
+    """Prompts in a dataset repository on the Hugging Face hub, at a pinned revision."""
+
+    kind: Literal["hub"]
+    repo: str
+    revision: Revision
+    split: str = "train"
+    subset: str | None = None
+    files: str | None = Field(None, description="only the files of the repository that this pattern names")
+
+
+class AlpacaEvalPrompts(Closed):
+    """AlpacaEval's 805 prompts with a baseline's outputs: from the hub, or a local folder or file.
+
+    The data are CC BY-NC 4.0 and not part of this project.
+    """
+
+    kind: Literal["alpaca_eval"]
+    baseline: Literal["gpt4_1106_preview", "text_davinci_003"] = Field(
+        "gpt4_1106_preview", description="whose outputs: of AlpacaEval 2, or of AlpacaEval 1"
+    )
+    path: str | None = Field(None, description="relative to data_root of config.yaml, or absolute; default: the hub")
+    revision: Revision = "2edc6fad8be6b14ea7230aabfd08188da6b8b814"
+
+
+PromptsSpec = Annotated[FilePrompts | HubPrompts | AlpacaEvalPrompts, Field(discriminator="kind")]
+
+
+class FileRef(Closed):
+    """A local file that a result depends on."""
+
+    path: str = Field(description="relative to data_root of config.yaml, or absolute")
+    sha256: Sha256 | None = Field(None, description="pinned digest; without it the file is hashed when planning")
 
 
 class SplitSpec(Closed):
@@ -73,7 +167,7 @@ class SplitSpec(Closed):
 class DataSpec(Closed):
     """A set of preference pairs: where it comes from and how its prompts are split."""
 
-    source: Annotated[WorldSource | FilesSource | HubSource, Field(discriminator="kind")]
+    source: Annotated[WorldSource | FilesSource | VotesSource | HubSource, Field(discriminator="kind")]
     splits: SplitSpec = SplitSpec()
     split_seed: Seed = 0
     limit: Count | None = Field(None, description="use the first so many accepted pairs of every source file")

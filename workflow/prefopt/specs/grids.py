@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from prefopt.specs.base import Closed, Count, Fraction, Name, Seed, unique_seeds
-from prefopt.specs.data import DataSpec
+from prefopt.specs.data import DataSpec, PromptsSpec
 from prefopt.specs.items import ItemHead
 from prefopt.specs.models import ModelSpec, TokensSpec
 from prefopt.specs.training import ArmSpec, DispersionSpec, EnsembleSpec, SamplingSpec, SftSpec, TrainSpec
@@ -33,10 +33,32 @@ class ReferenceSpec(Closed):
     sft: SftSpec | None = Field(None, description="null: the starting model itself is the reference")
 
 
+class RelabelSpec(Closed):
+    """Labels of a reward model instead of the data's own: it is trained on the judge split, which no learner sees.
+
+    Of the train pairs, ``size`` are kept, the longer response (10 % or more) chosen in a share ``rho``: D_rho of
+    arXiv 2405.19316. Pairs of other splits are labelled again and all kept.
+    """
+
+    oracle: EnsembleSpec
+    rho: Fraction | None = Field(None, description="share of train pairs whose longer response is the chosen one")
+    size: Count | None = Field(None, description="train pairs; default as many as rho allows")
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _one_oracle(self) -> RelabelSpec:
+        if self.oracle.oracle or self.oracle.members != 1 or self.oracle.split != "judge":
+            raise ValueError("the oracle is one reward model trained on 'split: judge', which no learner sees")
+        if self.size is not None and self.rho is None:
+            raise ValueError("size is about the share rho; give 'rho' with it")
+        return self
+
+
 class ConditionSpec(Closed):
     """A training data set of the grid."""
 
     data: str | DataSpec
+    relabel: RelabelSpec | None = None
     value: float | None = Field(None, description="place on the axis of a figure over conditions, such as rho")
     label: str | None = None
 
@@ -44,10 +66,19 @@ class ConditionSpec(Closed):
 class EvaluationSet(Closed):
     """Prompts that every trained policy answers."""
 
-    data: str | DataSpec
+    data: str | DataSpec | None = Field(None, description="prompts of a split of preference pairs")
+    prompt_set: PromptsSpec | None = Field(None, description="or prompts from elsewhere")
     split: Literal["train", "validation", "test"] = "test"
-    prompts: Count = Field(300, description="at most so many")
+    prompts: Count | None = Field(None, description="at most so many; default 300 of data, all of a prompt_set")
     kl: bool = Field(True, description="score the answers with policy and reference: the sequence KL")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> EvaluationSet:
+        if (self.data is None) == (self.prompt_set is None):
+            raise ValueError("give either data or prompt_set, and only one of them")
+        if self.prompt_set is not None and self.split != "test":
+            raise ValueError(f"a prompt_set has no splits; remove 'split: {self.split}'")
+        return self
 
 
 class RewardJudgeSpec(Closed):
@@ -197,6 +228,7 @@ class GridItemSpec(Closed):
     reference: ReferenceSpec
     conditions: dict[Name, ConditionSpec] = Field(min_length=1)
     rewards: dict[Name, EnsembleSpec] = Field({})
+    references: dict[Name, SftSpec] = Field({}, description="further reference models, fine-tuned from the same base")
     samples: SamplingSpec | None = Field(None, description="reference samples; needed by forward_kl")
     dispersion: DispersionSpec = Field(DispersionSpec(), description="of the layout histogram")
     policy: TrainSpec | None = None

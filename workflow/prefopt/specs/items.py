@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from prefopt.specs.base import Closed, Count, Name, Seed, unique_seeds
-from prefopt.specs.data import DataSpec
+from prefopt.specs.data import DataSpec, FileRef, PromptsSpec
 from prefopt.specs.judges import LmJudgeSpec, ServerJudgeSpec
 from prefopt.specs.models import ModelSpec, TokensSpec
 from prefopt.specs.training import ArmSpec, EnsembleSpec, SamplingSpec, SftSpec, TrainSpec
@@ -30,17 +30,48 @@ Judge = Annotated[
 ]
 
 
+class LengthControlSpec(Closed):
+    """Length-controlled win rates beside the plain ones; what is not given leaves a simpler fit.
+
+    Difficulties belong to numbered prompts, as AlpacaEval's are: the number is the row in the prompt set.
+    """
+
+    difficulty: FileRef | None = Field(None, description="table with index and instruction_difficulty")
+    gamed: FileRef | None = Field(None, description="the baseline's verbose and concise selves; needs difficulty")
+
+    @model_validator(mode="after")
+    def _gamed_with_difficulty(self) -> LengthControlSpec:
+        if self.gamed is not None and self.difficulty is None:
+            raise ValueError("gamed rows are about difficulties too; give 'difficulty' with them")
+        return self
+
+
 class EvaluateSpec(Closed):
     """Generate for held-out prompts, judge in both orders against a baseline, summarise."""
 
-    prompts: Count = Field(200, description="at most so many test prompts")
+    prompts: Count | None = Field(None, description="at most so many; default 200 of the item's test split, or all")
+    prompt_set: PromptsSpec | None = Field(None, description="prompts from elsewhere; default the item's test split")
     sampling: SamplingSpec = SamplingSpec()
+    draws: Count = Field(1, description="answers per prompt and policy, each with a sampling seed of its own")
     judge: Judge = Field(
         "oracle",
         description="oracle (the world's), the name of a judge in judges.yaml, a held-out reward model, or a language "
         "model that sees both answers",
     )
-    against: Name = Field("reference", description="reference, or the name of an arm")
+    against: Name = Field("reference", description="reference, the name of an arm, or outputs: answers in a file")
+    outputs: FileRef | None = Field(None, description="model outputs to judge against; default those of prompt_set")
+    length_control: LengthControlSpec | None = None
+
+    @model_validator(mode="after")
+    def _outputs_are_there(self) -> EvaluateSpec:
+        if self.against == "outputs" and self.outputs is None and self.prompt_set is None:
+            raise ValueError("against: outputs needs answers; give 'outputs', or a prompt_set whose rows have them")
+        if self.against != "outputs" and self.outputs is not None:
+            raise ValueError(f"outputs are judged against only with 'against: outputs', found '{self.against}'")
+        numbered = self.length_control is not None and self.length_control.difficulty is not None
+        if numbered and self.prompt_set is None:
+            raise ValueError("length_control.difficulty is about numbered prompts; give their prompt_set")
+        return self
 
 
 class ExpectSpec(Closed):
@@ -48,7 +79,7 @@ class ExpectSpec(Closed):
 
     claim: str
     arm: Name
-    metric: Literal["win_rate", "reward_advantage"]
+    metric: Literal["win_rate", "length_controlled_win_rate", "reward_advantage"]
     than: Name | float
     source: str = Field(description="where the claim stands: table or figure of the paper")
     reported: str = Field(
@@ -76,6 +107,7 @@ class ItemSpec(Closed):
     tokens: TokensSpec
     sft: SftSpec | None = Field(None, description="null: the model itself is the reference")
     rewards: dict[Name, EnsembleSpec] = Field({})
+    references: dict[Name, SftSpec] = Field({}, description="further reference models, fine-tuned from the same base")
     samples: SamplingSpec | None = Field(None, description="reference samples; needed by forward_kl")
     policy: TrainSpec
     arms: dict[Name, ArmSpec] = Field(min_length=1)

@@ -23,6 +23,11 @@ class _PairwiseJudge(Closed):
         ["m", "M"], min_length=2, max_length=2, description="names of the answers; one token each for the judge"
     )
     max_unparsable: Fraction = Field(0.0, description="share of judgements without a usable answer that is let pass")
+    labelled_pairs: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="held-out pairs that are judged too: how often the judge agrees with their labels",
+        exclude_if=lambda count: count == 0,
+    )
 
     @field_validator("labels")
     @classmethod

@@ -9,6 +9,22 @@ from pydantic import Field, model_validator
 from prefopt.specs.base import Closed, Count, Fraction, Name, Named, Positive, Seed, unique_seeds
 
 
+class AdapterSpec(Closed):
+    """LoRA: beside the linear layers of the frozen body stand (alpha / rank) B A, and only A and B are trained."""
+
+    kind: Literal["lora"] = "lora"
+    rank: Count = 16
+    alpha: Positive = Field(32.0, description="scale of the adapter is alpha / rank")
+    targets: Literal["auto"] | Annotated[list[str], Field(min_length=1)] = Field(
+        "auto", description="names of linear layers such as q_proj; auto: all of the body"
+    )
+    quantize: Literal["nf4"] | None = Field(
+        None,
+        description="of policies: the frozen body in 4 bits (QLoRA); needs bitsandbytes",
+        exclude_if=lambda given: given is None,
+    )
+
+
 class TrainSpec(Closed):
     """What a training run's result depends on. Micro-batch, device and logging do not belong here."""
 
@@ -22,12 +38,27 @@ class TrainSpec(Closed):
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     max_grad_norm: Positive = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"
+    adapter: AdapterSpec | None = Field(
+        None,
+        description="train and keep an adapter beside the model's weights instead of the weights themselves",
+        exclude_if=lambda given: given is None,
+    )
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainSpec:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give either steps or epochs, and only one of them")
         return self
+
+    @property
+    def quantize(self) -> str | None:
+        """How the adapter's frozen body is quantised."""
+        return None if self.adapter is None else self.adapter.quantize
+
+
+def _not_quantized(train: TrainSpec | None) -> None:
+    if train is not None and train.quantize is not None:
+        raise ValueError("quantize is for policies: others are built on what is trained here; remove 'quantize'")
 
 
 class SftSpec(Closed):
@@ -36,10 +67,29 @@ class SftSpec(Closed):
     train: TrainSpec
     seed: Seed = 0
 
+    @model_validator(mode="after")
+    def _whole_weights(self) -> SftSpec:
+        _not_quantized(self.train)
+        return self
+
 
 class EnsembleSpec(Closed):
-    """K reward models; each member has its own initialisation, data order and subset. Or the world's true reward."""
+    """K reward models; each member has its own initialisation, data order and subset. Or the world's true reward.
 
+    ``kind: shared_backbone`` is a cheaper thing of another name: K heads on one body, which agree more than members do.
+    """
+
+    kind: Literal["independent", "shared_backbone"] = Field(
+        "independent",
+        description="shared_backbone: K heads on one body, trained in one job on the same pairs in the same order; "
+        "they differ in the heads' initialisation only and are no independent members",
+        exclude_if=lambda kind: kind == "independent",
+    )
+    frozen: bool = Field(
+        False,
+        description="of shared_backbone: the body stays as it is, only the heads are trained",
+        exclude_if=lambda frozen: not frozen,
+    )
     members: int = Field(1, ge=1, description="K; longer_wins and seeds have one entry for each")
     seeds: list[Seed] | None = Field(None, description="one per member; default 0..K-1")
     subset: Annotated[float, Field(gt=0.0, le=1.0)] = Field(1.0, description="share of train pairs a member sees")
@@ -61,11 +111,36 @@ class EnsembleSpec(Closed):
             raise ValueError("equal_size is about the subsamples of longer_wins; give a bias for every member")
         if not self.oracle and self.train is None:
             raise ValueError("give 'train', how the members are trained")
+        _not_quantized(self.train)
+        return self
+
+    @model_validator(mode="after")
+    def _one_body(self) -> EnsembleSpec:
+        if self.kind == "independent":
+            if self.frozen:
+                raise ValueError("frozen is about the body that heads share; set 'kind: shared_backbone'")
+            return self
+        if self.frozen and self.train is not None and self.train.adapter is not None:
+            raise ValueError("an adapter trains the body, and frozen leaves it as it is; remove one of them")
+        if self.members < 2:
+            raise ValueError("a shared backbone has at least two heads; raise 'members', or leave 'kind' out")
+        given = [name for name in ("longer_wins", "equal_size") if getattr(self, name)]
+        given += ["subset"] if self.subset != 1.0 else []
+        if given:
+            raise ValueError(f"heads on a shared backbone see the same pairs; remove '{given[0]}', or leave 'kind' out")
         return self
 
     @model_validator(mode="after")
     def _oracle_alone(self) -> EnsembleSpec:
-        beside = {"members": 1, "seeds": None, "subset": 1.0, "longer_wins": None, "train": None, "split": "train"}
+        beside = {
+            "kind": "independent",
+            "members": 1,
+            "seeds": None,
+            "subset": 1.0,
+            "longer_wins": None,
+            "train": None,
+            "split": "train",
+        }
         given = [name for name, default in beside.items() if getattr(self, name) != default]
         if self.oracle and given:
             raise ValueError(f"the oracle is one member that is not trained; remove '{given[0]}'")
@@ -75,8 +150,10 @@ class EnsembleSpec(Closed):
 class DispersionSpec(Closed):
     """The prompt-dispersion estimate of MallowsPO, and the controls that break it on purpose."""
 
-    estimator: Literal["token_entropy", "vote_entropy", "truth"] = Field(
-        "token_entropy", description="of the reference; of the votes of a reward ensemble; or the demo world's own phi"
+    estimator: Literal["token_entropy", "vote_entropy", "human_votes", "truth"] = Field(
+        "token_entropy",
+        description="of the reference; of the votes of a reward ensemble, or of the pairs' annotators; or the demo "
+        "world's own phi",
     )
     norm: Literal["per_response_mean", "sum_over_max_len", "mc_sequence"] = "per_response_mean"
     samples: Count | None = Field(None, description="reference samples per prompt, for mc_sequence and only there")
@@ -109,19 +186,33 @@ class SamplingSpec(Closed):
 
 
 class ForwardKlSpec(Closed):
-    """gamma(t) KL(ref || policy), gamma linear over the run from the first to the second value."""
+    """gamma(t) of a divergence, linear over the run from the first to the second value."""
 
     gamma: list[float] = Field(min_length=2, max_length=2)
 
 
 class RegulariserSpec(Closed):
-    """Terms added to the pair loss."""
+    """A term added to the pair loss: gamma(t) times a divergence estimated on reference samples."""
 
-    forward_kl: ForwardKlSpec
+    forward_kl: ForwardKlSpec | None = Field(
+        None, description="gamma KL(ref || policy)", exclude_if=lambda given: given is None
+    )
+    reverse_kl: ForwardKlSpec | None = Field(
+        None, description="gamma KL(policy || ref)", exclude_if=lambda given: given is None
+    )
+
+    @model_validator(mode="after")
+    def _one_term(self) -> RegulariserSpec:
+        if (self.forward_kl is None) == (self.reverse_kl is None):
+            raise ValueError("give either forward_kl or reverse_kl")
+        return self
 
 
 class LossSpec(Named):
-    """A loss of ``LOSSES`` by name; every other key is a parameter, checked against the loss's signature."""
+    """A loss of ``LOSSES`` by name; every other key is a parameter, checked against the loss's signature.
+
+    ``composed`` also takes the names of its steps: aggregation, reference, margin, link, addon, weight.
+    """
 
 
 class ArmSpec(Closed):
@@ -130,5 +221,10 @@ class ArmSpec(Closed):
     loss: LossSpec
     rewards: Name | None = Field(None, description="which of the item's reward ensembles")
     dispersion: DispersionSpec = DispersionSpec()
+    second_reference: Name | None = Field(
+        None, description="of losses with two: base, the model before fine-tuning, or one of the item's references"
+    )
+    auxiliary: Name | None = Field(None, description="the ensemble whose mean reward of chosen is the auxiliary reward")
+    win_rate_samples: Count = Field(16, description="reference samples per prompt for calibrated win rates")
     regulariser: RegulariserSpec | None = None
     train: TrainSpec | None = None

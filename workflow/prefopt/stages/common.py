@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from prefopt.artifacts import Build, read_json, read_table, write_lines
+from prefopt import parallel
+from prefopt.artifacts import Build, join_one_to_one, outputs_digest, read_json, read_table, write_json, write_lines
 from prefopt.errors import BadInput
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
+    from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from prefopt.models import Precision
@@ -21,24 +24,75 @@ if TYPE_CHECKING:
 WEIGHTS = "weights"
 TOKENIZER = "tokenizer"
 SOURCE = "source.json"
+BASE = "base.json"  # beside an adapter: the parent whose weights it stands on
+PROMPTS = "prompts.parquet"  # of a prompt set, which stands where pairs and their tokens do
 
 
-def weights_of(artifact: Path) -> tuple[Path, bool]:
-    """Model folder of an artifact and whether its own code may run.
+class Weights(NamedTuple):
+    """A model folder, whether its own code may run, and the adapters to merge into its weights, in order."""
 
-    The artifact holds the weights, or (base models from outside) says where they are.
+    folder: Path
+    trusted: bool
+    adapters: tuple[Path, ...] = ()
+
+    def loading(self) -> dict[str, Any]:
+        """What the loaders of ``models`` take beside the folder."""
+        return {"adapters": self.adapters, "trust_remote_code": self.trusted}
+
+
+def weights_of(artifact: Path) -> Weights:
+    """Where the weights of an artifact are.
+
+    The artifact holds them, or an adapter and the name of what it stands on, or (base models from outside) says where
+    they are. Raises BadInput where that is gone, or not what the adapter was trained on.
     """
+    if (artifact / WEIGHTS / BASE).is_file():
+        base = read_json(artifact / WEIGHTS / BASE)
+        below = artifact.parents[1] / base["base"]
+        if outputs_digest(below) != base["outputs"]:
+            raise BadInput(f"{below}: was made again, with another result, after the adapter of {artifact} was trained")
+        found = weights_of(below)
+        return found._replace(adapters=(*found.adapters, artifact / WEIGHTS))
     if (artifact / WEIGHTS).is_dir():
-        return artifact / WEIGHTS, False
+        return Weights(artifact / WEIGHTS, trusted=False)
     source = read_json(artifact / SOURCE)
     if "path" in source:
         folder = Path(source["path"])
         if not folder.is_dir():
             raise BadInput(f"{folder}: the model folder recorded in {artifact / SOURCE} is gone")
-        return folder, source["trust_remote_code"]
-    from huggingface_hub import snapshot_download
+        return Weights(folder, source["trust_remote_code"])
+    from prefopt.hub import model_snapshot
 
-    return Path(snapshot_download(source["repo"], revision=source["revision"])), source["trust_remote_code"]
+    folder = model_snapshot(source["repo"], source["revision"], code=source["trust_remote_code"])
+    return Weights(folder, source["trust_remote_code"])
+
+
+def with_adapter(build: Build, model: PreTrainedModel, seed: int, head: nn.Module | None = None) -> None:
+    """Put the adapter that the spec's ``train`` section declares, if any, onto the model, with the head it trains."""
+    from prefopt.adapters import add_adapter
+    from prefopt.specs import AdapterSpec
+
+    declared = build.node.spec["train"].get("adapter")
+    if declared is not None:
+        add_adapter(model, AdapterSpec.model_validate(declared), seed=seed, head=head)
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        build.summary |= {"trained_parameters": trained, "parameters": sum(p.numel() for p in model.parameters())}
+
+
+def save_trained(build: Build, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, parent: str) -> None:
+    """Write what was trained, by one process: a model folder, or the adapter and what its weights stand on."""
+    if not parallel.is_main():
+        return
+    from prefopt.adapters import is_adapted, save_adapter
+    from prefopt.models import save_model
+
+    folder = build.work / WEIGHTS
+    if not is_adapted(model):
+        save_model(model, tokenizer, folder)
+        return
+    save_adapter(model, folder)
+    base = {"base": build.node.parents[parent], "outputs": outputs_digest(build.parent(parent))}
+    write_json(folder / BASE, base)
 
 
 def device_of(build: Build, options: RunOptions) -> str:
@@ -65,15 +119,16 @@ def _is_tokens(role: str) -> bool:
 
 
 def policy_of(
-    build: Build, options: RunOptions, precision: Precision = "fp32"
+    build: Build, options: RunOptions, precision: Precision = "fp32", quantize: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The language model of the parent ``model``, and its tokenizer as ``tokenizer_for`` checks it."""
     from prefopt.models import load_causal_lm
 
-    folder, trusted = weights_of(build.parent("model"))
+    weights = weights_of(build.parent("model"))
     device = device_of(build, options)
-    model = load_causal_lm(folder, device=device, precision=precision, trust_remote_code=trusted)
-    return model, tokenizer_for(build, folder, trusted)
+    settings = {"precision": precision, "quantize": quantize, **weights.loading()}
+    model = load_causal_lm(weights.folder, device=device, **settings)
+    return model, tokenizer_for(build, weights.folder, weights.trusted)
 
 
 def token_rows(artifact: Path, split: str | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
@@ -81,7 +136,7 @@ def token_rows(artifact: Path, split: str | None = None, columns: Sequence[str] 
 
     Raises BadInput where the split is empty.
     """
-    table = read_table(artifact / "tokens.parquet", columns, split)
+    table = read_table(_table(artifact, "tokens.parquet"), columns, split)
     if split is not None and table.empty:
         raise BadInput(f"{artifact}: no pair in the split '{split}'; give it a larger share or more data")
     for column in table.columns[table.columns.str.endswith("_ids")]:
@@ -89,22 +144,62 @@ def token_rows(artifact: Path, split: str | None = None, columns: Sequence[str] 
     return table
 
 
-def prompt_rows(artifact: Path, split: str, count: int) -> pd.DataFrame:
-    """The first ``count`` prompts of a split by prompt_id, each once: prompt_id, prompt_ids.
+def _table(artifact: Path, name: str) -> Path:
+    """A table of pairs or tokens, or the one table of a prompt set in its place."""
+    prompts = artifact / PROMPTS
+    return prompts if prompts.is_file() else artifact / name
 
-    Raises BadInput where the split is empty.
+
+VOTE_SIDES = ("chosen", "rejected", "tie")
+
+
+def votes_table(artifact: Path, pair_ids: pd.Series) -> pd.DataFrame:
+    """Votes on exactly these pairs of a pairs artifact, in their order: votes_chosen, votes_rejected, votes_tie.
+
+    With votes held out also held_out_chosen and so on. Raises BadInput where the pairs have no votes.
+    """
+    table = read_table(artifact / "pairs.parquet")
+    columns = [c for kind in ("votes", "held_out") for side in VOTE_SIDES if (c := f"{kind}_{side}") in table]
+    if not columns:
+        raise BadInput(
+            f"{artifact / 'pairs.parquet'}: pairs without votes; declare the data with a source of kind votes, which "
+            "keeps every annotator's vote"
+        )
+    return join_one_to_one(pair_ids.to_frame(), table[["pair_id", *columns]], str(artifact / "pairs.parquet"))
+
+
+def vote_shares(artifact: Path, pair_ids: pd.Series) -> np.ndarray:
+    """Share of votes for the chosen response of exactly these pairs, ties half [N]; BadInput as ``votes_table``."""
+    from prefopt.annotators.agreement import vote_share
+
+    return vote_share(votes_table(artifact, pair_ids)[[f"votes_{side}" for side in VOTE_SIDES]].to_numpy())
+
+
+def prompt_rows(artifact: Path, split: str, count: int | None) -> pd.DataFrame:
+    """The first ``count`` prompts of a split by prompt_id (None: all), each once: prompt_id, prompt_ids.
+
+    ``artifact``: tokens, or a prompt set. Raises BadInput where the split is empty.
     """
     rows = token_rows(artifact, split, ("prompt_id", "prompt_ids")).drop_duplicates("prompt_id")
-    return rows.sort_values("prompt_id").head(count).reset_index(drop=True)
+    return rows.sort_values("prompt_id").head(len(rows) if count is None else count).reset_index(drop=True)
 
 
 def prompt_texts(artifact: Path, prompt_ids: Sequence[int], split: str | None = None) -> list[str]:
-    """The prompts of a pairs artifact with these ids, in their order, each as one string; ``split``: read only that."""
+    """The prompts of pairs or a prompt set with these ids, in their order, each as one string; ``split``: only that."""
     from prefopt.answers import instruction_text
 
-    pairs = read_table(artifact / "pairs.parquet", ("prompt_id", "prompt"), split)
+    pairs = read_table(_table(artifact, "pairs.parquet"), ("prompt_id", "prompt"), split)
     prompts = pairs.drop_duplicates("prompt_id").set_index("prompt_id")["prompt"]
     return [instruction_text(prompts.loc[prompt_id]) for prompt_id in prompt_ids]
+
+
+def prompt_origins(artifact: Path, prompt_ids: Sequence[int]) -> list[dict[str, Any]]:
+    """Of a prompt set: ``index`` and, where the source says one, ``dataset`` of each prompt; elsewhere nothing."""
+    if not (artifact / PROMPTS).is_file():
+        return [{} for _ in prompt_ids]
+    table = read_table(artifact / PROMPTS, ("prompt_id", "index", "dataset")).set_index("prompt_id")
+    rows = [table.loc[prompt_id] for prompt_id in prompt_ids]
+    return [{"index": int(row["index"])} | ({"dataset": row["dataset"]} if row["dataset"] else {}) for row in rows]
 
 
 def run_training(
@@ -114,9 +209,11 @@ def run_training(
 
     Returns the curve: one dict of metrics per step.
     """
+    from prefopt.kernels import use_liger
     from prefopt.specs import TrainSpec
     from prefopt.trainer import train
 
+    build.summary |= {"liger": True} if use_liger(model) else {}
     result = train(
         model,
         objective,
@@ -125,11 +222,16 @@ def run_training(
         state_dir=build.scratch / "checkpoints",
         micro_batch=options.micro_batch,
         checkpoint_steps=options.checkpoint_steps,
+        gradient_checkpointing=options.gradient_checkpointing,
+        compile_layers=options.compile,
+        sharding=options.sharding,
         device=device_of(build, options),
         visits=visits,
     )
     write_lines(build.work / "metrics.jsonl", result.metrics)
     last = result.metrics[-max(1, len(result.metrics) // 10) :]
     means = {key: sum(m[key] for m in last) / len(last) for key in last[0] if key != "step"}
+    if parallel.world() > 1:
+        build.summary |= {"processes": parallel.world(), "sharding": options.sharding}
     build.summary |= {"steps": result.steps, "train_seconds": round(result.seconds, 3), "last_tenth": means}
     return result.metrics

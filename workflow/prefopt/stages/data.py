@@ -30,14 +30,10 @@ def prepare_pairs(build: Build, options: RunOptions) -> None:
 def _data_spec(build: Build) -> DataSpec:
     """The declared data, local files by the paths and digests that the plan recorded."""
     spec = dict(build.node.spec)
-    if spec["source"]["kind"] == "files":
-        files = spec["source"]["files"]
-        spec["source"] = {
-            "kind": "files",
-            "reader": spec["source"]["reader"],
-            "paths": build.node.execution["paths"],
-            "sha256": [file["sha256"] for file in files],
-        }
+    if "files" in spec["source"]:
+        settings = {key: value for key, value in spec["source"].items() if key != "files"}
+        digests = [file["sha256"] for file in spec["source"]["files"]]
+        spec["source"] = settings | {"paths": build.node.execution["paths"], "sha256": digests}
     return DataSpec.model_validate(spec)
 
 
@@ -55,8 +51,8 @@ def prepare_model(build: Build, options: RunOptions) -> None:
     write_json(build.work / SOURCE, {**source, "trust_remote_code": spec["trust_remote_code"]})
     from prefopt.models import load_tokenizer
 
-    folder, trusted = weights_of(build.work)
-    build.summary["vocabulary"] = len(load_tokenizer(folder, trust_remote_code=trusted))
+    weights = weights_of(build.work)
+    build.summary["vocabulary"] = len(load_tokenizer(weights.folder, trust_remote_code=weights.trusted))
 
 
 def _start_from_scratch(build: Build, spec: ScratchModel) -> None:
@@ -75,22 +71,25 @@ def _start_from_scratch(build: Build, spec: ScratchModel) -> None:
 
 def tokenize(build: Build, options: RunOptions) -> None:
     """Write tokens.parquet and refused.parquet; pairs that do not fit are refused and counted."""
-    from transformers import AutoConfig
+    from prefopt.models import load_config, load_tokenizer
+    from prefopt.tokens import check_embedded, style_of, template_record, tokenize_pairs
 
-    from prefopt.models import load_tokenizer
-    from prefopt.tokens import tokenize_pairs
-
-    folder, trusted = weights_of(build.parent("base"))
-    tokenizer = load_tokenizer(folder, trust_remote_code=trusted)
-    positions = getattr(AutoConfig.from_pretrained(folder, trust_remote_code=trusted), "max_position_embeddings", None)
+    weights = weights_of(build.parent("base"))
+    tokenizer = load_tokenizer(weights.folder, trust_remote_code=weights.trusted)
+    config = load_config(weights.folder, trust_remote_code=weights.trusted)
+    positions = getattr(config, "max_position_embeddings", None)
     pairs = read_table(build.parent("pairs") / "pairs.parquet")
-    tokens, refused = tokenize_pairs(pairs, tokenizer, TokensSpec.model_validate(dict(build.node.spec)), positions)
+    spec = TokensSpec.model_validate(dict(build.node.spec))
+    tokens, refused = tokenize_pairs(pairs, tokenizer, spec, positions)
     if tokens.empty:
         raise BadInput(f"all {len(pairs)} pairs were refused when tokenising; raise max_prompt_tokens and max_length")
+    check_embedded(tokenizer, tokens, config.vocab_size)
     write_table(build.work / "tokens.parquet", tokens)
     tokenizer.save_pretrained(build.work / TOKENIZER)
     write_table(build.work / "refused.parquet", refused)
     response = (tokens["chosen_tokens"] + tokens["rejected_tokens"]) / 2
+    prompts = pairs[pairs["prompt_id"].isin(tokens["prompt_id"])].drop_duplicates("prompt_id")["prompt"]
+    build.summary |= template_record(tokenizer, [style_of(tokenizer, prompt, spec.template) for prompt in prompts])
     build.summary |= {
         "pairs": {split: int(count) for split, count in tokens["split"].value_counts().sort_index().items()},
         "refused": {reason: int(count) for reason, count in refused["reason"].value_counts().items()},

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
+from pathlib import Path
 from typing import Any
 
-from prefopt.artifacts import Build, join_one_to_one, read_json, read_table, write_json, write_table
-from prefopt.judging import judge_both_orders
+from prefopt.artifacts import Build, file_sha256, join_one_to_one, read_json, read_table, write_json, write_table
+from prefopt.errors import BadInput, FailedCheck
+from prefopt.judging import BothOrders, judge_both_orders
 from prefopt.specs import SamplingSpec
 from prefopt.stages import RunOptions
-from prefopt.stages.common import policy_of, prompt_rows, prompt_texts
+from prefopt.stages.common import policy_of, prompt_origins, prompt_rows, prompt_texts
 from prefopt.stages.judges import judge_of
 
 log = logging.getLogger(__name__)
@@ -25,6 +27,7 @@ def generate(build: Build, options: RunOptions) -> None:
     spec = build.node.spec
     rows = prompt_rows(build.parent("tokens"), "test", spec["prompts"])
     prompts = prompt_texts(build.parent("pairs"), rows["prompt_id"], "test")
+    origins = prompt_origins(build.parent("pairs"), rows["prompt_id"])
     model, tokenizer = policy_of(build, options)
     sampling = SamplingSpec.model_validate(dict(spec["sampling"]))
     kept = build.scratch / "responses"
@@ -36,8 +39,9 @@ def generate(build: Build, options: RunOptions) -> None:
             "output": answer["text"],
             "generator": generator,
             "prompt_id": int(prompt_id),
+            **origin,
         }
-        for prompt_id, prompt, answer in zip(rows["prompt_id"], prompts, answers, strict=True)
+        for prompt_id, prompt, origin, answer in zip(rows["prompt_id"], prompts, origins, answers, strict=True)
     ]
     write_json(build.work / "outputs.json", outputs)
     table = pd.DataFrame(
@@ -65,9 +69,10 @@ def judge(build: Build, options: RunOptions) -> None:
 
     sides = {role: _responses(build, role) for role in ("generations", "baseline")}
     if list(sides["generations"]["prompt_id"]) != list(sides["baseline"]["prompt_id"]):
-        sides["baseline"] = _aligned(sides["generations"], sides["baseline"])
+        sides["baseline"] = _aligned(build, sides["generations"], sides["baseline"])
     model, baseline = (sides[role].to_dict("records") for role in ("generations", "baseline"))
-    texts = prompt_texts(build.parent("pairs"), [row["prompt_id"] for row in model])
+    asked = [row["prompt_id"] for row in model]
+    texts, origins = (read(build.parent("pairs"), asked) for read in (prompt_texts, prompt_origins))
     prompts = [{"text": text, "ids": row["prompt_ids"]} for text, row in zip(texts, model, strict=True)]
     with judge_of(build, options) as judge_with:
         orders = judge_both_orders(judge_with.judge, prompts, model, baseline, max_unparsable=judge_with.max_unparsable)
@@ -76,7 +81,7 @@ def judge(build: Build, options: RunOptions) -> None:
         outcome = combine_orders(orders.baseline_first, orders.model_first, rule=rule)
         scores = {"model": model, "baseline": baseline} if judge_with.score is not None else {}
         rewards = {f"reward_{name}": judge_with.score(prompts, rows) for name, rows in scores.items()}
-        took = judge_with.took()
+        report = judge_with.report(orders)
     annotations = [
         {
             "instruction": prompt["text"],
@@ -86,8 +91,9 @@ def judge(build: Build, options: RunOptions) -> None:
             "generator_2": mine["generator"],
             "annotator": judge_with.name,
             "preference": None if math.isnan(preference) else round(float(preference), 10),
+            **origin,
         }
-        for prompt, base, mine, preference in zip(prompts, baseline, model, outcome, strict=True)
+        for prompt, base, mine, preference, origin in zip(prompts, baseline, model, outcome, origins, strict=True)
     ]
     write_json(build.work / "annotations.json", annotations)
     table = pd.DataFrame(
@@ -103,7 +109,7 @@ def judge(build: Build, options: RunOptions) -> None:
         }
     )
     write_table(build.work / "judgements.parquet", table)
-    build.summary |= {"prompts": len(table), "judge": judge_with.name, **took}
+    build.summary |= {"prompts": len(table), "judge": judge_with.name, **report}
 
 
 def _responses(build: Build, role: str) -> Any:
@@ -118,7 +124,15 @@ def _responses(build: Build, role: str) -> Any:
     return table
 
 
-def _aligned(model: Any, baseline: Any) -> Any:
+def _aligned(build: Build, model: Any, baseline: Any) -> Any:
+    """The baseline's rows in the model's order; BadInput where it did not answer one of the model's prompts."""
+    missing = model.loc[~model["prompt_id"].isin(baseline["prompt_id"]), "prompt_id"]
+    if len(missing):
+        (first,) = prompt_texts(build.parent("pairs"), missing.tolist()[:1])
+        raise BadInput(
+            f"{build.node.parents['baseline']}: no answer to {len(missing)} of {len(model)} prompts, first "
+            f"{first[:60]!r}; baseline and model must answer the same prompts"
+        )
     keyed = baseline.rename(columns={"prompt_id": "pair_id"})
     joined = join_one_to_one(model[["prompt_id"]].rename(columns={"prompt_id": "pair_id"}), keyed, "baseline answers")
     return joined.rename(columns={"pair_id": "prompt_id"})
@@ -151,13 +165,67 @@ def win_rate(build: Build, options: RunOptions) -> None:
         "avg_tokens_baseline": float(table["tokens_baseline"].mean()),
         "order_disagreement": float(((judged["baseline_first"] > 1.5) != (judged["model_first"] > 1.5)).mean()),
     }
+    if said := {order: table[f"raw_{order}"] for order in ("baseline_first", "model_first") if f"raw_{order}" in table}:
+        sides = (table[order].to_numpy() for order in ("baseline_first", "model_first"))
+        metrics |= BothOrders(*sides, said).order_effects()
+    controlled = []
+    if "length_control" in build.node.spec:
+        found, table["length_controlled"] = _length_controlled(build, len(table))
+        metrics |= found
+        controlled = ["length_controlled"]
     metrics = {name: _without_nan(value) for name, value in metrics.items()}
     write_json(build.work / "metrics.json", metrics)
     table["outcome"] = outcome - 1.0
-    keep = ["prompt_id", "outcome", *rewards, "tokens_model", "tokens_baseline"]
+    keep = ["prompt_id", "outcome", *controlled, *rewards, "tokens_model", "tokens_baseline"]
     write_table(build.work / "prompts.parquet", table.loc[judged.index, keep])
     build.summary |= metrics
     log.info("win rate %.2f over %d prompts, %d missing", *(metrics[k] for k in ("win_rate", "n_total", "n_missing")))
+
+
+def _length_controlled(build: Build, rows: int) -> tuple[dict[str, Any], Any]:
+    """The length-controlled metrics of the annotations, and a value per prompt, in the judgements' order."""
+    import pandas as pd
+
+    from prefopt.lc_values import prompt_values
+    from prefopt.length_control import comparison_of
+    from prefopt.stages.annotated import difficulties_of, table_of
+    from prefopt.winrate import length_controlled_win_rate, model_win_probability
+
+    records = read_json(build.parent("judgements") / "annotations.json")
+    if len(records) != rows:
+        raise FailedCheck(f"{build.parent('judgements')}: {len(records)} annotations of {rows} judgements")
+    table = pd.DataFrame(
+        {
+            "preference": [math.nan if r["preference"] is None else r["preference"] for r in records],
+            "len_model": [len(r["output_2"]) for r in records],
+            "len_baseline": [len(r["output_1"]) for r in records],
+            "index": [r.get("index", row) for row, r in enumerate(records)],
+        }
+    )
+    paths = {role: _pinned(build, role) for role in ("difficulty", "gamed")}
+    inputs = {
+        "difficulty": None if paths["difficulty"] is None else difficulties_of(paths["difficulty"]),
+        "gamed": None if paths["gamed"] is None else table_of(paths["gamed"], "preference"),
+    }
+    found = length_controlled_win_rate(table, **inputs)
+    compared = comparison_of(
+        model_win_probability(table["preference"]), table, inputs["difficulty"], inputs["gamed"], False
+    )
+    values = prompt_values(compared, list(found["weights"].values()))
+    kept = ("length_controlled_win_rate", "lc_standard_error", "avg_length", "variant", "C", "weights")
+    return {name: found[name] for name in kept}, values
+
+
+def _pinned(build: Build, role: str) -> Path | None:
+    """The planned file of length control, or None; BadInput where it is not what was planned."""
+    planned = build.node.spec["length_control"][role]
+    if planned is None:
+        return None
+    path = Path(build.node.execution[role])
+    if not path.is_file() or (found := file_sha256(path)) != planned["sha256"]:
+        said = f"sha256 is {found}, planned was {planned['sha256']}" if path.is_file() else "no such file"
+        raise BadInput(f"{path}: {said}; restore the file, or plan again")
+    return path
 
 
 def _reward_advantage(table: Any) -> dict[str, Any]:

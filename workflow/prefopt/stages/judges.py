@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefopt.artifacts import Build
+from prefopt.artifacts import Build, read_table
 from prefopt.errors import BadInput
-from prefopt.judging import Judge, ScalarJudge
+from prefopt.judging import BothOrders, Judge, ScalarJudge, judge_both_orders
 from prefopt.stages.common import device_of, weights_of
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from prefopt.stages import RunOptions
 
 CACHE = ".judge_cache"
+_NOT_ASKED = ("max_unparsable", "labelled_pairs")  # the same questions, however many answers may be unusable
 
 Records = Sequence[Mapping[str, Any]]
 Scorer = Callable[[Records, Records], np.ndarray]
@@ -41,8 +42,8 @@ def scorer_of(build: Build, options: RunOptions, judge: str) -> Scorer:
 class UsedJudge:
     """A judge and how its answers are dealt with.
 
-    ``soft``: preferences are probabilities; ``score``: for judges that score answers alone; ``took``: what judging has
-    taken so far, for the manifest.
+    ``soft``: preferences are probabilities; ``score``: for judges that score answers alone; ``report``: of what it said
+    about the answers, for the manifest: what that took, and how far it can be trusted.
     """
 
     judge: Judge
@@ -50,7 +51,7 @@ class UsedJudge:
     soft: bool
     max_unparsable: float = 0.0
     score: Scorer | None = None
-    took: Callable[[], dict[str, Any]] = dict
+    report: Callable[[BothOrders], dict[str, Any]] = lambda _: {}
 
 
 @contextmanager
@@ -67,14 +68,42 @@ def judge_of(build: Build, options: RunOptions) -> Iterator[UsedJudge]:
 
     local = declared["kind"] == "lm"
     asker, prices = _local(build, options, declared) if local else _server(build, declared)
-    identity = {key: value for key, value in declared.items() if key != "max_unparsable"}
+    identity = {key: value for key, value in declared.items() if key not in _NOT_ASKED}
     name = declared["model_name"] if not local else build.node.parents["judge"].rsplit("/", 1)[-1]
     cache = AnswerCache(build.results / CACHE, identity | ({"model": name.rsplit("-", 1)[-1]} if local else {}))
     try:
-        judge = PairwiseJudge(asker, declared["labels"], cache, prices)
-        yield UsedJudge(judge, name, True, declared["max_unparsable"], took=lambda: _took(judge))
+        judge, apart = (PairwiseJudge(asker, declared["labels"], cache, prices) for _ in range(2))
+        labelled = declared.get("labelled_pairs", 0)
+
+        def report(orders: BothOrders) -> dict[str, Any]:
+            labels = _labels_kept(build, apart, labelled, declared["max_unparsable"]) if labelled else {}
+            return _took(judge) | _rounded(orders.order_effects()) | labels
+
+        yield UsedJudge(judge, name, True, declared["max_unparsable"], report=report)
     finally:
         cache.close()
+
+
+def _labels_kept(build: Build, judge: PairwiseJudge, count: int, max_unparsable: float) -> dict[str, Any]:
+    """How often the judge prefers the chosen answer of the first held-out pairs (draws are half); what that took."""
+    from prefopt.answers import instruction_text
+
+    pairs = read_table(build.parent("pairs") / "pairs.parquet", split="test")
+    if not {"chosen", "rejected"} <= set(pairs.columns) or pairs.empty:
+        raise BadInput(f"{build.node.parents['pairs']}: no held-out pairs with labels; declare 'labelled_pairs: 0'")
+    pairs = pairs.head(count)
+    prompts = [{"text": instruction_text(prompt)} for prompt in pairs["prompt"]]
+    chosen, rejected = ([{"text": text} for text in pairs[side]] for side in ("chosen", "rejected"))
+    orders = judge_both_orders(judge, prompts, chosen, rejected, max_unparsable=max_unparsable)
+    verdicts = np.sign(orders.baseline_first + orders.model_first - 3.0)
+    usable = verdicts[~np.isnan(verdicts)]
+    agreement = float((1 + usable).mean() / 2) if usable.size else None
+    found = {"pairs": len(pairs), "agreement": agreement, **orders.order_effects()}
+    return {"labelled_pairs": _rounded(found) | _took(judge)}
+
+
+def _rounded(values: Mapping[str, float | None]) -> dict[str, float | None]:
+    return {name: value if value is None else round(value, 6) for name, value in values.items()}
 
 
 def _took(judge: PairwiseJudge) -> dict[str, Any]:
@@ -99,10 +128,10 @@ def _local(build: Build, options: RunOptions, declared: Mapping[str, Any]) -> tu
     from prefopt.judges.causal import CausalJudge
     from prefopt.models import load_causal_lm, load_tokenizer
 
-    folder, trusted = weights_of(build.parent("judge"))
+    weights = weights_of(build.parent("judge"))
     device = device_of(build, options)
-    model = load_causal_lm(folder, device=device, precision=declared["precision"], trust_remote_code=trusted)
-    tokenizer = load_tokenizer(folder, trust_remote_code=trusted)
+    model = load_causal_lm(weights.folder, device=device, precision=declared["precision"], **weights.loading())
+    tokenizer = load_tokenizer(weights.folder, trust_remote_code=weights.trusted)
     return CausalJudge(model, tokenizer, _template(declared), declared["labels"], options.micro_batch), None
 
 
@@ -143,8 +172,8 @@ def _reward_models(build: Build, options: RunOptions) -> Scorer:
 
     models = []
     for folder in build.parents_like("judge").values():
-        weights, trusted = weights_of(folder)
-        models.append(load_reward_model(weights, device=device_of(build, options), trust_remote_code=trusted))
+        weights = weights_of(folder)
+        models.append(load_reward_model(weights.folder, device=device_of(build, options), **weights.loading()))
 
     def score(prompts: Records, answers: Records) -> np.ndarray:
         ids = [p["ids"] for p in prompts], [a["ids"] for a in answers]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from prefopt.artifacts import (
     join_one_to_one,
     read_json,
     read_lines,
+    read_rows,
     read_table,
     write_json,
     write_text,
@@ -31,6 +33,7 @@ log = logging.getLogger(__name__)
 
 def _finished_runs(build: Build) -> dict[tuple[str, int], dict[str, Any]]:
     """What collect_item reads for every arm and seed; the arm judged against has a policy and no metrics."""
+    draws = build.node.spec.get("draws", 1)
     runs: dict[tuple[str, int], dict[str, Any]] = {}
     for arm in build.node.spec["arms"]:
         for seed in build.node.spec["seeds"]:
@@ -43,8 +46,22 @@ def _finished_runs(build: Build) -> dict[tuple[str, int], dict[str, Any]]:
                     "metrics": read_json(folder / "metrics.json"),
                     "prompts": read_table(folder / "prompts.parquet"),
                 }
+                if draws > 1:
+                    run |= _over_draws(build, role, draws)
             runs[arm, seed] = run
     return runs
+
+
+def _over_draws(build: Build, role: str, draws: int) -> dict[str, Any]:
+    """Metrics averaged over the draws of one run, and its rows with the draw beside them."""
+    import pandas as pd
+
+    folders = [build.parent(f"{role}.{draw}" if draw else role) for draw in range(draws)]
+    metrics = [read_json(folder / "metrics.json") for folder in folders]
+    tables = [read_table(folder / "prompts.parquet").assign(draw=draw) for draw, folder in enumerate(folders)]
+    numbers = [name for name, value in metrics[0].items() if isinstance(value, int | float)]
+    means = {name: float(np.mean([one[name] for one in metrics])) for name in numbers}
+    return {"metrics": {"draws": draws, **means}, "prompts": pd.concat(tables, ignore_index=True)}
 
 
 def paper_item(build: Build, options: RunOptions) -> None:
@@ -71,7 +88,7 @@ def _collect(build: Build) -> tuple[dict[str, Any], pd.DataFrame, str, dict[str,
 
 def _grid(build: Build) -> tuple[dict[str, Any], pd.DataFrame, str, dict[str, str]]:
     """Content, table, Markdown and figures over trained runs, or over dispersion weights."""
-    from prefopt.grids import collect, figures, tables
+    from prefopt.grids import collect, figures, matched, tables
 
     spec = build.node.spec
     if spec["grid"]["layout"] == "histogram":
@@ -81,7 +98,21 @@ def _grid(build: Build) -> tuple[dict[str, Any], pd.DataFrame, str, dict[str, st
         item = collect.collect_runs(spec, runs, reference)
         if spec["grid"]["judge"] == "oracle":
             _add_bounds(build, item, reference)
-    return item, tables.table(item), tables.markdown(item), figures.grid_figures(item)
+    rows = matched.matched_rows(item, _costs(build, item))
+    if rows:
+        item["matched"] = rows
+    text = tables.markdown(item) + matched.matched_markdown(item, rows)
+    return item, tables.table(item), text, figures.grid_figures(item)
+
+
+def _costs(build: Build, item: dict[str, Any]) -> dict[str, float]:
+    """Mean CPU seconds of every arm's runs, from their manifests."""
+    spent: dict[str, list[float]] = {}
+    for point in item["points"]:
+        for ref in point["runs"].values():
+            seconds = read_json(build.results / ref / MANIFEST)["cpu_seconds"]
+            spent.setdefault(point["arm"], []).append(seconds)
+    return {arm: float(np.mean(seconds)) for arm, seconds in spent.items()}
 
 
 def _add_bounds(build: Build, item: dict[str, Any], reference: dict[int, Trial]) -> None:
@@ -153,6 +184,20 @@ def _exact(build: Build) -> tuple[dict[str, Any], pd.DataFrame, str, dict[str, s
     folder = build.parent("study")
     values = read_json(folder / "values.json")
     item = exact.collect_exact(build.node.spec, values, build.node.parents["study"])
-    first = read_json(folder / MANIFEST)["summary"]["figures"][0]
+    summary = read_json(folder / MANIFEST)["summary"]
+    first = summary["figures"][0]
     figure = (folder / "figures" / f"{first}.svg").read_text(encoding="utf-8")
-    return item, exact.table(item), exact.markdown(item), {first: figure}
+    text = exact.markdown(item)
+    if item["scale"] != "exact":  # what was measured is not in the claims alone
+        text += "".join(f"\n## {name}\n\n{_pipe_table_of(folder, name)}\n" for name in summary["tables"])
+    return item, exact.table(item), text, {first: figure}
+
+
+def _pipe_table_of(folder: Path, name: str) -> str:
+    """A table of a study as Markdown."""
+    import pandas as pd
+
+    from prefopt.items import pipe_table
+
+    header, *rows = read_rows(folder / "tables" / f"{name}.csv")
+    return pipe_table(pd.DataFrame(rows, columns=header))

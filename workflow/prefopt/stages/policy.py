@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prefopt.artifacts import Build, join_one_to_one, read_table
+from prefopt.artifacts import Build, join_one_to_one, read_json, read_table
+from prefopt.specs import TrainSpec
 from prefopt.stages import RunOptions
-from prefopt.stages.common import WEIGHTS, policy_of, run_training, token_rows
+from prefopt.stages.common import policy_of, run_training, save_trained, token_rows, vote_shares, with_adapter
 
 if TYPE_CHECKING:
     import pandas as pd
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from prefopt.objectives import PolicyObjective, ReferenceSamples
 
@@ -36,6 +37,13 @@ def collect_signals(build: Build, rows: pd.DataFrame) -> dict[str, np.ndarray]:
     if build.has_parent("reference"):
         table = _signal(build, "reference", "scores.parquet", ids, ["chosen_logp", "rejected_logp"])
         signals |= {f"ref_{side}_logp": table[f"{side}_logp"].to_numpy() for side in ("chosen", "rejected")}
+        if read_json(build.parent("reference") / "reference.json").get("tokens"):
+            columns = ["chosen_token_logp", "rejected_token_logp"]
+            table = _signal(build, "reference", "scores.parquet", ids, columns)
+            signals |= {f"ref_{name}": table[name].to_numpy() for name in columns}
+    if build.has_parent("second_reference"):
+        table = _signal(build, "second_reference", "scores.parquet", ids, ["chosen_logp", "rejected_logp"])
+        signals |= {f"other_ref_{side}_logp": table[f"{side}_logp"].to_numpy() for side in ("chosen", "rejected")}
     if build.has_parent("dispersion"):
         columns = ["dispersion_weight", "neg_log_dispersion"]
         table = _signal(build, "dispersion", "dispersion.parquet", ids, columns)
@@ -44,6 +52,15 @@ def collect_signals(build: Build, rows: pd.DataFrame) -> dict[str, np.ndarray]:
         columns = ["chosen_reward", "rejected_reward"]
         table = _signal(build, "rewards", "scores.parquet", ids, columns)
         signals |= {name: np.stack(table[name].to_list()) for name in columns}
+    if build.has_parent("win_rates"):
+        columns = ["chosen_win_rate", "rejected_win_rate"]
+        table = _signal(build, "win_rates", "win_rates.parquet", ids, columns)
+        signals |= {name: table[name].to_numpy() for name in columns}
+    if build.has_parent("auxiliary"):
+        table = _signal(build, "auxiliary", "scores.parquet", ids, ["chosen_reward"])
+        signals["auxiliary_reward"] = np.stack(table["chosen_reward"].to_list()).mean(axis=1)
+    if build.has_parent("pairs"):
+        signals["vote_share"] = vote_shares(build.parent("pairs"), ids)
     return signals
 
 
@@ -52,7 +69,8 @@ def _regulariser(build: Build) -> ReferenceSamples | None:
 
     if build.node.spec["regulariser"] is None:
         return None
-    start, end = build.node.spec["regulariser"]["forward_kl"]["gamma"]
+    ((name, settings),) = build.node.spec["regulariser"].items()
+    start, end = settings["gamma"]
     table = read_table(build.parent("samples") / "samples.parquet")
     return ReferenceSamples(
         gamma=(start, end),
@@ -60,7 +78,17 @@ def _regulariser(build: Build) -> ReferenceSamples | None:
         response_ids=[ids.tolist() for ids in table["response_ids"]],
         ref_logp=table["ref_logp"].tolist(),
         seed=build.node.spec["seed"],
+        name=name,
     )
+
+
+def policy_to_train(build: Build, options: RunOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The language model that training starts from, with the adapter that the spec declares, and its tokenizer."""
+    spec = build.node.spec
+    train = TrainSpec.model_validate(spec["train"])
+    model, tokenizer = policy_of(build, options, train.precision, train.quantize)
+    with_adapter(build, model, spec["seed"])
+    return model, tokenizer
 
 
 def policy_objective(build: Build, options: RunOptions, model: PreTrainedModel) -> PolicyObjective:
@@ -79,6 +107,7 @@ def policy_objective(build: Build, options: RunOptions, model: PreTrainedModel) 
         loss_params=dict(spec["loss"]["params"]),
         signals=collect_signals(build, rows),
         regulariser=_regulariser(build),
+        seed=spec["seed"],
     )
     if build.has_parent("reference"):
         first = list(range(min(options.micro_batch, len(rows))))
@@ -89,11 +118,11 @@ def policy_objective(build: Build, options: RunOptions, model: PreTrainedModel) 
 
 
 def train_policy(build: Build, options: RunOptions) -> None:
-    """Fine-tune from the reference model with one loss of LOSSES, plus gamma(t) KL(ref || policy) where declared."""
-    from prefopt.models import save_model
+    """Fine-tune from the reference model with one loss of LOSSES, plus gamma(t) times a KL where declared."""
+    from prefopt.heads import heads_on
 
-    spec = build.node.spec
-    model, tokenizer = policy_of(build, options, spec["train"]["precision"])
+    model, tokenizer = policy_to_train(build, options)
     objective = policy_objective(build, options, model)
-    run_training(build, options, model, objective, spec["seed"])
-    save_model(model, tokenizer, build.work / WEIGHTS)
+    with heads_on(model, objective.pair_loss.needs):
+        run_training(build, options, model, objective, build.node.spec["seed"])
+    save_trained(build, model, tokenizer, "model")

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import logging
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prefopt.artifacts import Build, join_one_to_one, read_table, write_json, write_table
+from prefopt.artifacts import Build, join_one_to_one, outputs_digest, read_table, write_json, write_table
 from prefopt.errors import BadInput
 from prefopt.stages import RunOptions
-from prefopt.stages.common import WEIGHTS, device_of, run_training, token_rows, tokenizer_for, weights_of
+from prefopt.stages.common import (
+    device_of,
+    run_training,
+    save_trained,
+    token_rows,
+    tokenizer_for,
+    weights_of,
+    with_adapter,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,21 +51,41 @@ def _member_rows(rows: pd.DataFrame, build: Build) -> pd.DataFrame:
 
 
 def train_reward(build: Build, options: RunOptions) -> None:
-    """Train one Bradley-Terry reward model, with its own initialisation, data order and subset."""
-    from prefopt.models import new_reward_model, save_model
-    from prefopt.objectives import RewardObjective
+    """Train one Bradley-Terry reward model, with its own initialisation, data order and subset.
 
-    seeds = build.node.spec["seeds"]
-    rows = _member_rows(token_rows(build.parent("tokens"), build.node.spec["split"]), build)
-    folder, trusted = weights_of(build.parent("model"))
-    tokenizer = tokenizer_for(build, folder, trusted)
-    model = new_reward_model(folder, seeds["init"], device=device_of(build, options), trust_remote_code=trusted)
-    columns = (rows[name].tolist() for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
-    run_training(build, options, model, RewardObjective(*columns), seeds["order"])
+    With ``kind: shared_backbone`` in the spec it has a head for each of the initial seeds.
+    """
+    from prefopt.models import new_shared_reward_model, score_head
+    from prefopt.objectives import RewardObjective, SharedRewardObjective
+
+    spec = build.node.spec
+    shared = spec.get("kind") == "shared_backbone"
+    rows = _member_rows(token_rows(build.parent("tokens"), spec["split"]), build)
+    weights = weights_of(build.parent("model"))
+    tokenizer = tokenizer_for(build, weights.folder, weights.trusted)
+    heads = spec["seeds"]["init"] if shared else [spec["seeds"]["init"]]
+    model = new_shared_reward_model(
+        weights.folder,
+        heads,
+        frozen=spec.get("frozen", False),
+        device=device_of(build, options),
+        **weights.loading(),
+    )
+    with_adapter(build, model, heads[0], score_head(model, len(heads))[1])
+    objective = (SharedRewardObjective if shared else RewardObjective)(*_ids(rows))
+    run_training(build, options, model, objective, spec["seeds"]["order"])
     held_out = _accuracy(model, token_rows(build.parent("tokens"), "test"), options.micro_batch)
-    build.summary |= {"pairs": len(rows), "longer_wins": _longer_wins(rows), "held_out_accuracy": held_out}
-    log.info("trained on %d pairs, held-out accuracy %.3f", len(rows), held_out)
-    save_model(model, tokenizer, build.work / WEIGHTS)
+    accuracy = round(float(np.mean(held_out)), 6)
+    build.summary |= {"pairs": len(rows), "longer_wins": _longer_wins(rows), "held_out_accuracy": accuracy}
+    if shared:
+        build.summary |= {"kind": spec["kind"], "frozen": spec["frozen"], "held_out_accuracy_of_heads": held_out}
+    log.info("trained on %d pairs, held-out accuracy %.3f", len(rows), accuracy)
+    save_trained(build, model, tokenizer, "model")
+
+
+def _ids(rows: pd.DataFrame) -> list[list[list[int]]]:
+    """Prompts, chosen and rejected responses."""
+    return [rows[name].tolist() for name in ("prompt_ids", "chosen_ids", "rejected_ids")]
 
 
 def _longer_wins(rows: pd.DataFrame) -> float | None:
@@ -66,34 +96,41 @@ def _longer_wins(rows: pd.DataFrame) -> float | None:
     return None if np.isnan(share) else round(share, 6)
 
 
-def _accuracy(model: object, rows: pd.DataFrame, batch_size: int) -> float:
-    from prefopt.bulk import reward_responses
+def _accuracy(model: object, rows: pd.DataFrame, batch_size: int) -> float | list[float]:
+    """Share of pairs ranked right, of each head where there are several."""
+    from prefopt.bulk import reward_pairs
 
-    chosen, rejected = (
-        reward_responses(model, rows["prompt_ids"].tolist(), rows[f"{side}_ids"].tolist(), batch_size=batch_size)
-        for side in ("chosen", "rejected")
-    )
-    return round(float((chosen > rejected).mean()), 6)
+    chosen, rejected = reward_pairs(model, *_ids(rows), batch_size=batch_size)
+    return np.round((chosen > rejected).mean(axis=0), 6).tolist()
+
+
+@lru_cache(maxsize=1)
+def _rows_to_score(tokens: Path, _outputs: str) -> pd.DataFrame:
+    """The token table, read once by a job that scores it with several reward models."""
+    return token_rows(tokens)
 
 
 def score_rewards(build: Build, options: RunOptions) -> None:
-    """Write scores.parquet: the member's reward of both responses of every pair."""
+    """Write scores.parquet: the member's reward of both responses of every pair, or the list of its heads' rewards."""
     import pandas as pd
 
-    from prefopt.bulk import reward_responses
+    from prefopt.bulk import SIDES, reward_pairs
     from prefopt.models import load_reward_model
 
-    rows = token_rows(build.parent("tokens"))
-    folder, trusted = weights_of(build.parent("reward"))
-    model = load_reward_model(folder, device=device_of(build, options), trust_remote_code=trusted)
+    tokens = build.parent("tokens")
+    rows = _rows_to_score(tokens, outputs_digest(tokens))
+    weights = weights_of(build.parent("reward"))
+    members = build.node.spec.get("members", 1)
+    device = device_of(build, options)
+    model = load_reward_model(weights.folder, members=members, device=device, **weights.loading())
+    rewards = reward_pairs(model, *_ids(rows), batch_size=options.micro_batch)
     table = {"pair_id": rows["pair_id"], "split": rows["split"]}
-    for side in ("chosen", "rejected"):
-        table[f"{side}_reward"] = reward_responses(
-            model, rows["prompt_ids"].tolist(), rows[f"{side}_ids"].tolist(), batch_size=options.micro_batch
-        )
+    for side, values in zip(SIDES, rewards, strict=True):
+        table[f"{side}_reward"] = list(values) if members > 1 else values
     table = pd.DataFrame(table)
     write_table(build.work / "scores.parquet", table)
-    accuracy = (table["chosen_reward"] > table["rejected_reward"]).groupby(table["split"]).mean()
+    right = pd.Series((rewards[0] > rewards[1]).reshape(len(rows), -1).mean(axis=1))
+    accuracy = right.groupby(table["split"]).mean()
     build.summary["accuracy"] = {split: round(float(value), 6) for split, value in accuracy.items()}
     log.info("accuracy by split: %s", build.summary["accuracy"])
 
@@ -101,21 +138,28 @@ def score_rewards(build: Build, options: RunOptions) -> None:
 def collect_ensemble(build: Build, options: RunOptions) -> None:
     """Write scores.parquet with chosen_reward and rejected_reward as [K] lists; members are never averaged here.
 
-    With ``oracle`` in the spec there is one column, the demo world's true reward of the texts.
+    With ``oracle`` in the spec there is one column, the demo world's true reward of the texts. ``kind`` says what the
+    columns are: independent members, heads on a shared_backbone, or the oracle.
     """
-    from prefopt.ensemble import diagnostics, stack_members
+    from prefopt.ensemble import diagnostics, split_heads, stack_members
 
     tokens = read_table(build.parent("tokens") / "tokens.parquet")[["pair_id", "split"]]
+    kind = {"kind": "independent"}
     if build.node.spec.get("oracle"):
+        kind = {"kind": "oracle"}
         members = {"oracle": _true_rewards(build, tokens[["pair_id"]])}
+    elif build.has_parent("heads"):
+        kind = {name: build.node.spec[name] for name in ("kind", "frozen")}
+        heads = split_heads(read_table(build.parent("heads") / "scores.parquet"))
+        members = {f"head{k}": head for k, head in enumerate(heads)}
     else:
         members = {role: read_table(p / "scores.parquet") for role, p in build.parents_like("member").items()}
     table = stack_members(list(members.values()))
     table = join_one_to_one(tokens, table[["pair_id", "chosen_reward", "rejected_reward"]], "ensemble scores")
     write_table(build.work / "scores.parquet", table)
     held_out = diagnostics(table[table["split"] == "test"])
-    write_json(build.work / "diagnostics.json", {"members": list(members), "held_out": held_out})
-    build.summary |= {"members": len(members), "held_out": held_out}
+    write_json(build.work / "diagnostics.json", kind | {"members": list(members), "held_out": held_out})
+    build.summary |= kind | {"members": len(members), "held_out": held_out}
     for warning in held_out.get("warnings", []):
         log.warning("%s", warning)
 

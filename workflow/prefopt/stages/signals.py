@@ -13,7 +13,16 @@ from prefopt.artifacts import Build, join_one_to_one, read_json, read_table, wri
 from prefopt.errors import BadInput
 from prefopt.specs import DispersionSpec, SamplingSpec
 from prefopt.stages import RunOptions
-from prefopt.stages.common import WEIGHTS, device_of, run_training, token_rows, tokenizer_for, weights_of
+from prefopt.stages.common import (
+    device_of,
+    run_training,
+    save_trained,
+    token_rows,
+    tokenizer_for,
+    votes_table,
+    weights_of,
+    with_adapter,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,40 +32,46 @@ log = logging.getLogger(__name__)
 
 def train_sft(build: Build, options: RunOptions) -> None:
     """Fine-tune the base model on the chosen responses of the train split."""
-    from prefopt.models import load_causal_lm, save_model
+    from prefopt.models import load_causal_lm
     from prefopt.objectives import SftObjective
 
     rows = token_rows(build.parent("tokens"), "train")
-    folder, trusted = weights_of(build.parent("base"))
-    tokenizer = tokenizer_for(build, folder, trusted)
-    model = load_causal_lm(folder, device=device_of(build, options), trust_remote_code=trusted)
+    weights = weights_of(build.parent("base"))
+    tokenizer = tokenizer_for(build, weights.folder, weights.trusted)
+    model = load_causal_lm(weights.folder, device=device_of(build, options), **weights.loading())
+    with_adapter(build, model, build.node.spec["seed"])
     objective = SftObjective(rows["prompt_ids"].tolist(), rows["chosen_ids"].tolist())
     run_training(build, options, model, objective, build.node.spec["seed"])
-    save_model(model, tokenizer, build.work / WEIGHTS)
+    save_trained(build, model, tokenizer, "base")
 
 
 def score_reference(build: Build, options: RunOptions) -> None:
-    """Write scores.parquet: per pair log-probability, length and mean token entropy of both responses."""
+    """Write scores.parquet: per pair log-probability, length and mean token entropy of both responses.
+
+    With ``tokens`` in the spec also the log-probability of every single token.
+    """
     import pandas as pd
 
-    from prefopt.bulk import score_responses
+    from prefopt.bulk import score_pairs
     from prefopt.models import load_causal_lm
+    from prefopt.token_scores import score_tokens
 
     rows = token_rows(build.parent("tokens"))
-    folder, trusted = weights_of(build.parent("model"))
-    tokenizer_for(build, folder, trusted)
-    model = load_causal_lm(
-        folder, device=device_of(build, options), precision=build.node.spec["precision"], trust_remote_code=trusted
-    )
-    table = {"pair_id": rows["pair_id"], "split": rows["split"]}
-    for side in ("chosen", "rejected"):
-        scores = score_responses(
-            model, rows["prompt_ids"].tolist(), rows[f"{side}_ids"].tolist(), batch_size=options.micro_batch
-        )
-        table |= {f"{side}_{name}": scores[name] for name in ("logp", "tokens", "entropy")}
+    weights = weights_of(build.parent("model"))
+    tokenizer_for(build, weights.folder, weights.trusted)
+    how = {"precision": build.node.spec["precision"], "quantize": build.node.spec.get("quantize")}
+    model = load_causal_lm(weights.folder, device=device_of(build, options), **how, **weights.loading())
+    columns = [rows[name].tolist() for name in ("prompt_ids", "chosen_ids", "rejected_ids")]
+    scores = score_pairs(model, *columns, batch_size=options.micro_batch)
+    table = {"pair_id": rows["pair_id"], "split": rows["split"], **scores}
+    by_token = build.node.spec.get("tokens", False)
+    if by_token:
+        for side, ids in zip(("chosen", "rejected"), columns[1:], strict=True):
+            table[f"{side}_token_logp"] = score_tokens(model, columns[0], ids, batch_size=options.micro_batch)
     table = pd.DataFrame(table)
     write_table(build.work / "scores.parquet", table)
-    write_json(build.work / "reference.json", {"vocab_size": model.config.vocab_size})
+    about = {"vocab_size": model.config.vocab_size}
+    write_json(build.work / "reference.json", about | ({"tokens": True} if by_token else {}))
     entropy = (table["chosen_entropy"] + table["rejected_entropy"]) / 2
     build.summary |= {
         "pairs": len(table),
@@ -78,9 +93,9 @@ def sample_reference(build: Build, options: RunOptions) -> None:
     rows = token_rows(build.parent("tokens"), None if spec["split"] == "all" else spec["split"])
     rows = rows.drop_duplicates("prompt_id")
     rows = rows.loc[rows.index.repeat(spec["per_prompt"])].reset_index(drop=True)
-    folder, trusted = weights_of(build.parent("model"))
-    model = load_causal_lm(folder, device=device_of(build, options), trust_remote_code=trusted)
-    tokenizer = tokenizer_for(build, folder, trusted)
+    weights = weights_of(build.parent("model"))
+    model = load_causal_lm(weights.folder, device=device_of(build, options), **weights.loading())
+    tokenizer = tokenizer_for(build, weights.folder, weights.trusted)
     sampling = SamplingSpec.model_validate(dict(spec["sampling"]))
     prompts = rows["prompt_ids"].tolist()
     drawn = generate(model, tokenizer, prompts, sampling, state=build.scratch / "responses")
@@ -138,6 +153,14 @@ def _true_dispersion(build: Build, pairs: pd.DataFrame) -> np.ndarray:
     return phi
 
 
+def _human_votes(build: Build, pairs: pd.DataFrame) -> np.ndarray:
+    """E of every pair from its annotators' votes."""
+    from prefopt import dispersion
+
+    votes = votes_table(build.parent("pairs"), pairs["pair_id"])
+    return dispersion.human_votes(votes["votes_chosen"], votes["votes_rejected"], votes["votes_tie"])
+
+
 def _of_pairs(pairs: pd.DataFrame, path: Path, columns: list[str]) -> pd.DataFrame:
     """Columns of a table for exactly these pairs, in their order."""
     return join_one_to_one(pairs[["pair_id"]], read_table(path)[["pair_id", *columns]], str(path))
@@ -153,6 +176,8 @@ def estimate_dispersion(build: Build, options: RunOptions) -> None:
         entropy = _true_dispersion(build, table)
     elif spec.estimator == "vote_entropy":
         entropy = _vote_entropy(build, table)
+    elif spec.estimator == "human_votes":
+        entropy = _human_votes(build, table)
     else:
         entropy = _token_entropy(build, spec, table)
     train = (table["split"] == "train").to_numpy()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from prefopt.adapters import is_adapted
 from prefopt.answers import draw_answers, log_ratio, sampling_of_draw, steps_of_fractions
 from prefopt.artifacts import Build, read_table, write_lines, write_table
 from prefopt.errors import FailedCheck
@@ -16,7 +17,7 @@ from prefopt.specs import SamplingSpec, TrainSpec
 from prefopt.stages import RunOptions
 from prefopt.stages.common import policy_of, prompt_rows, prompt_texts, run_training
 from prefopt.stages.judges import scorer_of
-from prefopt.stages.policy import policy_objective
+from prefopt.stages.policy import policy_objective, policy_to_train
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -146,18 +147,22 @@ def _means(table: pd.DataFrame) -> dict[str, dict[str, float]]:
 
 
 def _trained(build: Build, options: RunOptions) -> _Evaluation:
+    from prefopt.heads import heads_on
     from prefopt.trainer import Visits, total_steps
 
     spec = build.node.spec
     train = TrainSpec.model_validate(spec["train"])
-    model, tokenizer = policy_of(build, options, train.precision)
+    model, tokenizer = policy_to_train(build, options)
     objective = policy_objective(build, options, model)
     fractions = steps_of_fractions(spec["evaluate"]["at"], total_steps(train, objective.size))
     scored = any(declared["kl"] for declared in spec["evaluate"]["sets"].values())
-    reference = policy_of(build, options)[0] if scored else None
+    reference = None
+    if scored:  # with adapters, the reference is the policy without them
+        reference = model if is_adapted(model) else policy_of(build, options)[0]
     evaluation = _Evaluation(build, options, tokenizer, fractions, reference=reference, precision=train.precision)
     visits = Visits(frozenset(fractions), evaluation.visit)
-    run_training(build, options, model, objective, spec["seed"], visits=visits)
+    with heads_on(model, objective.pair_loss.needs):
+        run_training(build, options, model, objective, spec["seed"], visits=visits)
     return evaluation
 
 

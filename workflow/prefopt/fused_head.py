@@ -1,0 +1,143 @@
+"""Head, log-softmax and gather as one step of autograd, chunk by chunk: logits of all positions never exist at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_CHUNK_LOGITS = 1 << 21  # of one chunk on a CPU: 8 MB in fp32, which its caches still hold
+_FEWEST_TOKENS, _MOST_TOKENS = 128, 1024  # of one chunk
+_KEPT_BYTES = 1 << 26  # probabilities that are kept for the backward pass; what is larger is computed again
+_WIDER = 4  # chunks of the backward pass, where probabilities were kept, against those of the forward pass
+
+
+def token_logp(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    *,
+    entropy: bool = False,
+    low: torch.dtype | None = None,
+    chunk_tokens: int | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """log softmax(hidden W' + b)[target], nats [R], and at choice the entropy of each distribution [R].
+
+    hidden [R, H], weight [V, H], bias [V], target [R]. Logits, log-probabilities and entropies are at least fp32; on a
+    CPU their products are of the weight's type, on a GPU of type ``low``. Gradients are products of type ``low``
+    (default: the weight's), added up in at least fp32. d logp[target] / d logits = 1[target] - p and
+    d entropy / d logits = -p (log p + entropy).
+    """
+    low = low or weight.dtype
+    size = hidden.shape[0] * weight.shape[0] * low.itemsize
+    keep = torch.is_grad_enabled() and not entropy and size <= _KEPT_BYTES
+    chunk = chunk_tokens or _chunk_of(weight)
+    logp, nats = _TokenLogp.apply(hidden, weight, bias, target, entropy, low, chunk, keep)
+    return logp, nats if entropy else None
+
+
+def _chunk_of(weight: Tensor) -> int:
+    if weight.device.type != "cpu":
+        return _MOST_TOKENS
+    return max(_FEWEST_TOKENS, min(_MOST_TOKENS, _CHUNK_LOGITS // weight.shape[0]))
+
+
+class _TokenLogp(torch.autograd.Function):
+    @staticmethod
+    def forward(  # noqa: PLR0917 - as autograd calls it
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target: Tensor,
+        entropy: bool,
+        low: torch.dtype,
+        chunk: int,
+        keep: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        ctx.set_materialize_grads(False)
+        kept = torch.empty((len(hidden), len(weight)), dtype=low, device=hidden.device) if keep else None
+        product = _inputs(weight, low)
+        found = []
+        with torch.autocast(hidden.device.type, enabled=False):
+            for at in _slices(len(hidden), chunk):
+                logits = _logits(hidden[at], product, bias)
+                p = logits.softmax(dim=-1)
+                log_total = logits.amax(dim=-1) - p.amax(dim=-1).log()  # log sum exp
+                logp = logits.gather(1, target[at, None]).squeeze(1) - log_total
+                nats = log_total - (p * _finite(logits)).sum(dim=-1) if entropy else torch.zeros_like(logp)
+                found.append((logp, nats, log_total))
+                if keep:
+                    kept[at] = p
+        logp, nats, log_total = (torch.cat(parts) for parts in zip(*found, strict=True))
+        ctx.save_for_backward(hidden, weight, bias, target, log_total, nats, kept)
+        ctx.low, ctx.chunk = low, chunk
+        return logp, nats
+
+    @staticmethod
+    def backward(ctx: Any, grad_logp: Tensor | None, grad_nats: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, target, log_total, nats, kept = ctx.saved_tensors
+        low, needed = ctx.low, ctx.needs_input_grad
+        inputs, sides = hidden.to(low), weight.to(low)
+        product = _inputs(weight, low)
+        grad_hidden = torch.empty_like(hidden) if needed[0] else None
+        grad_weight = torch.zeros_like(weight, dtype=_at_least_fp32(weight.dtype)) if needed[1] else None
+        grad_bias = torch.zeros_like(bias, dtype=_at_least_fp32(bias.dtype)) if needed[2] else None
+        with torch.autocast(hidden.device.type, enabled=False):
+            for at in _slices(len(hidden), ctx.chunk if kept is None else _WIDER * ctx.chunk):
+                if kept is None:
+                    log_p = _logits(hidden[at], product, bias) - log_total[at, None]
+                    p = log_p.exp()
+                else:
+                    log_p, p = None, kept[at]
+                slope = torch.zeros_like(log_total[at]) if grad_logp is None else grad_logp[at]
+                d = p * -slope[:, None].to(p.dtype)
+                if grad_nats is not None:
+                    d -= grad_nats[at, None] * p * (_finite(log_p) + nats[at, None])
+                d[torch.arange(len(d), device=d.device), target[at]] += slope.to(d.dtype)
+                d = d.to(low)
+                if grad_hidden is not None:
+                    grad_hidden[at] = _product(d, sides)
+                if grad_weight is not None:
+                    grad_weight += _product(d.t(), inputs[at])
+                if grad_bias is not None:
+                    grad_bias += d.sum(dim=0, dtype=grad_bias.dtype)
+        grads = (grad_hidden, _like(grad_weight, weight), _like(grad_bias, bias))
+        return *grads, None, None, None, None, None
+
+
+def _slices(size: int, step: int) -> list[slice]:
+    return [slice(start, start + step) for start in range(0, size, step)]
+
+
+def _inputs(weight: Tensor, low: torch.dtype) -> Tensor:
+    """The weight as the logits' products take it: a GPU multiplies ``low`` values into fp32, a CPU cannot."""
+    return weight.to(low) if weight.is_cuda else weight
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    logits = _product(hidden.to(weight.dtype), weight.t())
+    return logits if bias is None else logits + bias
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right in at least fp32, unrounded where the device can."""
+    if left.is_cuda and left.dtype in (torch.bfloat16, torch.float16):
+        return torch.mm(left, right, out_dtype=torch.float32)
+    product = left @ right
+    return product.to(_at_least_fp32(product.dtype))
+
+
+def _at_least_fp32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _finite(values: Tensor) -> Tensor:
+    """For products with probabilities: 0 log 0 = 0 for tokens that a model rules out with -inf."""
+    return values.clamp(min=torch.finfo(values.dtype).min)
+
+
+def _like(grad: Tensor | None, parameter: Tensor | None) -> Tensor | None:
+    return None if grad is None else grad.to(parameter.dtype)

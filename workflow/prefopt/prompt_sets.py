@@ -1,0 +1,179 @@
+"""Prompts without preferences: AlpacaEval's, files of the user, or a hub data set; with a baseline's outputs if any."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefopt.containers import NumberedRow, dataset_rows, open_path
+from prefopt.errors import BadInput
+from prefopt.hub import of_commit
+from prefopt.pairs import digest63
+from prefopt.readers import BadRow, Message, Refused, find_reader, read_row
+from prefopt.sources import content_sha256
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMN = "instruction"  # AlpacaEval's name of it
+SET_COLUMNS = ("prompt_id", "prompt", "index", "dataset", "output", "source", "source_row")
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """The prompts in the order of their source, and what was counted on the way.
+
+    ``table`` has SET_COLUMNS; ``index`` is the row of the source, from 0; ``output`` is None where the row has none.
+    ``repeated``: rows whose prompt stood before; ``refused``: reason -> rows that a reader of pairs could not use;
+    ``generator``: whose the outputs are, or what the source is called.
+    """
+
+    table: pd.DataFrame
+    repeated: int
+    refused: dict[str, int]
+    generator: str
+
+
+def read_prompts(spec: Mapping[str, Any], path: Path | None = None) -> PromptSet:
+    """The prompts of a set as ``sources.prompts_identity`` describes it; ``path`` is where a local file is.
+
+    A prompt that stands in several rows counts once. Raises BadInput naming file and row for what is no prompt, where
+    a local file is not the planned one, and where two rows give a prompt different outputs or name different models.
+    """
+    import pandas as pd
+
+    records: dict[int, dict[str, Any]] = {}
+    refused: dict[str, int] = {}
+    repeated = 0
+    generators: dict[str, str] = {}  # whose outputs -> the first row that says so
+    called, rows = _open(spec, path)
+    for number, place, row in rows:
+        where = f"{called}: {place}"
+        try:
+            messages = _messages(spec, row)
+        except Refused as refusal:
+            refused[refusal.reason] = refused.get(refusal.reason, 0) + 1
+            continue
+        except BadRow as error:
+            raise BadInput(f"{where}: {error}") from None
+        record = {
+            "prompt_id": digest63(messages),
+            "prompt": messages,
+            "index": _index(row, number, where),
+            "dataset": _optional_text(row, "dataset", where) or "",
+            "output": _optional_text(row, "output", where),
+            "source": called,
+            "source_row": number,
+        }
+        if record["output"] is not None and (whose := _optional_text(row, "generator", where)):
+            generators.setdefault(whose, where)
+        known = records.setdefault(record["prompt_id"], record)
+        if known is not record:
+            repeated += 1
+            if known["output"] != record["output"]:
+                raise BadInput(f"{where}: the same prompt as row {known['source_row'] + 1}, with another output")
+    if not records:
+        raise BadInput(f"{called}: no usable prompt" + (f" ({refused})" if refused else ": it has no rows"))
+    if len(generators) > 1:
+        (first, _), (second, where) = list(generators.items())[:2]
+        raise BadInput(f"{where}: an output of '{second}', those before are of '{first}'; one model per file")
+    table = pd.DataFrame(list(records.values()), columns=SET_COLUMNS)
+    return PromptSet(table, repeated, refused, next(iter(generators), Path(called).name))
+
+
+def _messages(spec: Mapping[str, Any], row: Any) -> list[Message]:
+    if not isinstance(row, Mapping):
+        raise BadRow(f"{type(row).__name__} where an object with keys is expected")
+    reader = spec.get("reader")
+    if reader is not None:
+        return read_row(find_reader(reader, row), row).prompt
+    column = spec.get("column") or COLUMN
+    text = row.get(column)
+    if not isinstance(text, str) or not text.strip():
+        keys = ", ".join(map(str, row)) or "none"
+        said = "no text" if column in row else "not there"
+        raise BadRow(f"'{column}' is {said} (the row has the keys: {keys}); name another column, or a reader")
+    return [{"role": "user", "content": text}]
+
+
+def _index(row: Mapping[str, Any], number: int, where: str) -> int:
+    """The row's own number where it says one, as AlpacaEval's extracts do; its place elsewhere."""
+    index = row.get("index", number)
+    if isinstance(index, bool) or not str(index).isdigit():
+        raise BadInput(f"{where}: 'index' is {index!r}, expected a whole number from 0")
+    return int(index)
+
+
+def _optional_text(row: Mapping[str, Any], key: str, where: str) -> str | None:
+    value = row.get(key)
+    if value is not None and not isinstance(value, str):
+        raise BadInput(f"{where}: '{key}' is {type(value).__name__}, expected text")
+    return value
+
+
+# --- where they are -------------------------------------------------------------------------------------------------
+
+
+def _open(spec: Mapping[str, Any], path: Path | None) -> tuple[str, Iterable[NumberedRow]]:
+    """What messages call the source, and its rows."""
+    if spec["kind"] == "hub":
+        return f"{spec['repo']}@{spec['revision'][:8]}/{spec['split']}", dataset_rows(_hub_rows(spec))
+    if spec["kind"] == "hub_file":
+        return f"{spec['repo']}@{spec['revision'][:8]}/{spec['file']}", _file_rows(_hub_file(spec))
+    if (found := content_sha256(path)) != spec["sha256"]:
+        raise BadInput(f"{path}: sha256 is {found}, planned was {spec['sha256']}; restore the file, or plan again")
+    return str(path), _file_rows(path)
+
+
+def _file_rows(path: Path) -> Iterator[NumberedRow]:
+    if path.name.endswith((".json", ".json.gz")):
+        yield from _list_rows(path)
+        return
+    for _, _, rows in open_path(path.name, path):
+        yield from rows
+
+
+def _list_rows(path: Path) -> Iterator[NumberedRow]:
+    try:
+        content = path.read_bytes()
+        rows = json.loads(gzip.decompress(content) if path.suffix == ".gz" else content)
+    except (OSError, EOFError, ValueError) as error:
+        raise BadInput(f"{path}: not a JSON file ({error}); for one object per line call it .jsonl") from None
+    if not isinstance(rows, list):
+        raise BadInput(f"{path}: {type(rows).__name__}, expected a list of objects")
+    for number, row in enumerate(rows):
+        yield number, f"row {number + 1}", row
+
+
+def _hub_rows(spec: Mapping[str, Any]) -> Any:
+    import datasets
+
+    # data_files keeps the rest of a large repository where it is; all rows of the pattern are then one split
+    options = {"data_files": {spec["split"]: spec["files"]}} if spec["files"] else {"name": spec["subset"]}
+    try:
+        rows = datasets.load_dataset(spec["repo"], split=spec["split"], revision=spec["revision"], **options)
+        return of_commit(rows, spec["revision"])
+    except Exception as error:  # the library's failures have no common base: network, cache, names, formats
+        raise _not_fetched(spec, f"split '{spec['split']}'", error) from None
+
+
+def _hub_file(spec: Mapping[str, Any]) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        found = hf_hub_download(spec["repo"], spec["file"], repo_type="dataset", revision=spec["revision"])
+    except Exception as error:  # as above
+        raise _not_fetched(spec, spec["file"], error) from None
+    return Path(found)
+
+
+def _not_fetched(spec: Mapping[str, Any], what: str, error: Exception) -> BadInput:
+    why = str(error).strip().splitlines() or [type(error).__name__]
+    return BadInput(
+        f"{spec['repo']} at {spec['revision'][:8]}, {what}: cannot be loaded ({why[0][:200]}); fetch it once "
+        "where there is a network, or give its file with 'path'"
+    )

@@ -1,0 +1,297 @@
+"""The verb ``disagreement``: how far the annotators of a file agree, and whether a model's dispersion follows them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefopt.errors import BadInput
+from prefopt.lazy import LazyModule
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from prefopt.annotators.votes import VotedPair, Votes
+else:
+    np = LazyModule("numpy")
+
+log = logging.getLogger(__name__)
+
+_CODES = {"a": 0, "b": 1, "tie": 2}
+_FEW_VOTES = 5  # with fewer votes than that, an annotator's quality is mostly the prior
+_SHOWN = 10
+_MICRO_BATCH = 16
+
+
+def add_verb(verbs: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
+    """Register the verb; nothing heavy is imported before it runs."""
+    text = "agreement of several annotators in your own file, and whether a model's dispersion follows them"
+    verb = verbs.add_parser("disagreement", parents=[common], help=text, description=text)
+    verb.add_argument("--votes", type=Path, nargs="+", required=True, metavar="FILE", help="JSONL, CSV or parquet")
+    verb.add_argument("--reader", default="auto", help="form of the files (default: recognised by their keys)")
+    verb.add_argument("--model", type=Path, metavar="FOLDER", help="causal language model whose entropies are compared")
+    verb.add_argument(
+        "--rewards", type=Path, nargs="+", metavar="FOLDER", help="reward models with --model's tokenizer"
+    )
+    verb.add_argument(
+        "--samples", type=int, default=0, help="responses per prompt for the sequence entropy (default 0)"
+    )
+    verb.add_argument("--new-tokens", type=int, default=128, help="longest sampled response (default: %(default)s)")
+    verb.add_argument("--max-length", type=int, help="longest prompt and response in tokens; longer pairs are left out")
+    verb.add_argument(
+        "--resamples", type=int, default=2000, help="of the bootstrap over prompts (default: %(default)s)"
+    )
+    verb.add_argument("--seed", type=int, default=0)
+    verb.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    verb.add_argument("--json", action="store_true", help="print one JSON object")
+    verb.set_defaults(run=_run)
+
+
+def _run(given: argparse.Namespace) -> None:
+    if given.resamples < 2 or given.samples < 0 or given.new_tokens < 1:
+        raise BadInput("--resamples must be 2 or more, --samples 0 or more, --new-tokens 1 or more")
+    if given.model is None and (given.rewards or given.samples or given.max_length):
+        raise BadInput("--rewards, --samples and --max-length go with --model, whose tokenizer they use")
+    from prefopt.annotators.readers import read_votes
+
+    votes = read_votes(given.votes, given.reader)
+    result = agreement_of(votes, resamples=given.resamples, seed=given.seed)
+    if given.model is not None:
+        try:
+            result["model"] = _against_model(votes, given)
+        except BadInput as error:
+            raise BadInput(f"{given.votes[0]} with {given.model}: {error}") from None
+    print(json.dumps(result, ensure_ascii=False, allow_nan=False) if given.json else _text(result))
+
+
+def agreement_of(votes: Votes, *, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
+    """Everything that the votes alone tell.
+
+    ``agreement``: see ``agreement_summary``; ``annotators``: by Dawid and Skene's model, those with few votes last;
+    ``systems``: Davidson strengths where systems are named, or why there are none; ``rankings``: Mallows-phi of every
+    prompt with complete rankings.
+    """
+    from prefopt.annotators.agreement import agreement_summary, counts_of
+
+    counts = counts_of(votes.pairs)
+    return {
+        "agreement": agreement_summary(counts, [p.prompt for p in votes.pairs], resamples=resamples, seed=seed),
+        "annotators": _annotators(votes),
+        "systems": _systems(votes.pairs, counts),
+        "rankings": _rankings(votes),
+    }
+
+
+def _annotators(votes: Votes) -> dict[str, Any]:
+    from prefopt.annotators.dawid_skene import dawid_skene
+
+    ballots = votes.ballots()
+    people, person = np.unique(ballots["annotator"].to_numpy(dtype=str), return_inverse=True)
+    item = np.unique(ballots["pair"].to_numpy(), return_inverse=True)[1]
+    if len(people) < 2:
+        return {"count": len(people), "note": "one annotator: nothing to compare"}
+    fitted = dawid_skene(item, person, ballots["vote"].map(_CODES).to_numpy(), len(_CODES))
+    order = np.lexsort((-fitted.quality, fitted.votes < _FEW_VOTES))
+    table = [
+        {"annotator": str(people[j]), "quality": float(fitted.quality[j]), "votes": int(fitted.votes[j])} for j in order
+    ]
+    prior = dict(zip(_CODES, map(float, fitted.prior), strict=True))
+    return {"count": len(people), "method": "Dawid-Skene", "true_votes": prior, "by_quality": table}
+
+
+def _systems(pairs: Sequence[VotedPair], counts: np.ndarray) -> dict[str, Any] | None:
+    from prefopt.annotators.davidson import davidson
+
+    if not any(pair.system_a for pair in pairs):
+        return None
+    try:
+        fitted = davidson([p.system_a for p in pairs], [p.system_b for p in pairs], counts)
+    except BadInput as error:
+        return {"note": str(error)}
+    rows = zip(fitted.systems, fitted.strength, fitted.error, strict=True)
+    return {
+        "method": "Davidson" if fitted.nu else "Bradley-Terry, there are no ties",
+        "nu": fitted.nu,
+        "strengths": [{"system": name, "strength": float(s), "error": float(e)} for name, s, e in rows],
+    }
+
+
+def _rankings(votes: Votes) -> dict[str, Any] | None:
+    from prefopt.annotators.agreement import phi_of_rankings
+    from prefopt.annotators.votes import rankings_in_pairs
+
+    ranked = votes.rankings or rankings_in_pairs(votes.pairs)
+    fits = [fitted for one in ranked if (fitted := phi_of_rankings(one)) is not None]
+    if not fits:
+        return None
+    phi = np.array([fitted["phi"] for fitted in fits])
+    quartiles = dict(
+        zip(("lowest", "q25", "median", "q75", "highest"), np.quantile(phi, [0, 0.25, 0.5, 0.75, 1]), strict=True)
+    )
+    return {
+        "prompts": len(fits),
+        "rankings": sum(fitted["rankings"] for fitted in fits),
+        "with_ties": sum(fitted["ties"] for fitted in fits),
+        "mean_phi": float(phi.mean()),
+        "phi": {name: float(value) for name, value in quartiles.items()},
+    }
+
+
+def _against_model(votes: Votes, given: argparse.Namespace) -> dict[str, Any]:
+    """Estimates of dispersion by the model (and reward models) beside the annotators."""
+    from prefopt.annotators.agreement import counts_of
+    from prefopt.annotators.estimates import compare_with_people, reward_estimates
+    from prefopt.bulk import score_responses
+    from prefopt.dispersion import normalised_entropy
+    from prefopt.models import load_causal_lm, load_tokenizer, pick_device
+
+    device = pick_device(given.device)
+    tokenizer = load_tokenizer(given.model)
+    model = load_causal_lm(given.model, device=device)
+    tokens, pairs, left_out = _tokenised(votes, tokenizer, model.config.get_text_config(), given.max_length)
+    prompts, sides = tokens["prompt_ids"].tolist(), [tokens["chosen_ids"].tolist(), tokens["rejected_ids"].tolist()]
+    scores = [score_responses(model, prompts, ids, batch_size=_MICRO_BATCH) for ids in sides]
+    lengths = [score["tokens"] for score in scores]
+    entropies = [score["entropy"] for score in scores]
+    vocab = model.config.get_text_config().vocab_size
+    estimates = {"token_entropy": normalised_entropy(*entropies, *lengths, vocab_size=vocab)}
+    ids = tokens["prompt_id"].to_numpy()
+    if given.samples:
+        estimates["sequence_entropy"] = _sampled(model, tokenizer, tokens, given)
+    if given.rewards:
+        estimates |= reward_estimates(_reward_margins(given, device, prompts, sides))
+    found = compare_with_people(estimates, counts_of(pairs), *lengths, ids, resamples=given.resamples, seed=given.seed)
+    return {key: found[key] for key in ("pairs", "prompts", "estimates")} | {"left_out": left_out}
+
+
+def _tokenised(
+    votes: Votes, tokenizer: Any, config: Any, limit: int | None
+) -> tuple[Any, list[VotedPair], dict[str, int]]:
+    """Token ids of the pairs that have two votes and texts, the pairs in the same order, and who is left out why."""
+    import pandas as pd
+
+    from prefopt.pairs import digest63
+    from prefopt.readers import Refused, checked_pair
+    from prefopt.specs import TokensSpec
+    from prefopt.tokens import tokenize_pairs
+
+    kept, left_out = [], {}
+    for pair in votes.pairs:
+        why = "fewer than two votes" if len(pair.ballots) < 2 else None
+        try:
+            checked_pair([{"role": "user", "content": pair.prompt}], pair.response_a, pair.response_b, {})
+        except Refused as refusal:
+            why = refusal.reason
+        if why is None:
+            kept.append(pair)
+        else:
+            left_out[why] = left_out.get(why, 0) + 1
+    table = pd.DataFrame(
+        {
+            "pair_id": range(len(kept)),
+            "prompt_id": [digest63(pair.prompt) for pair in kept],
+            "prompt": [[{"role": "user", "content": pair.prompt}] for pair in kept],
+            "chosen": [pair.response_a for pair in kept],
+            "rejected": [pair.response_b for pair in kept],
+            "split": "test",
+            "source": "votes",
+            "source_row": [pair.place for pair in kept],
+        }
+    )
+    if table.empty:
+        raise BadInput(f"no pair with texts and two votes ({left_out}); a model has nothing to be compared on")
+    positions = getattr(config, "max_position_embeddings", None)
+    longest = limit or min(positions or 2048, 2048)
+    spec = TokensSpec(max_prompt_tokens=max(1, longest // 2), max_length=longest, overlong="truncate_left")
+    tokens, refused = tokenize_pairs(table, tokenizer, spec, positions)
+    for reason, count in refused["reason"].value_counts().items():
+        left_out[str(reason)] = left_out.get(str(reason), 0) + int(count)
+    if tokens.empty:
+        raise BadInput(f"all pairs are left out ({left_out}); raise --max-length")
+    return tokens.reset_index(drop=True), [kept[number] for number in tokens["pair_id"]], left_out
+
+
+def _sampled(model: Any, tokenizer: Any, tokens: Any, given: argparse.Namespace) -> np.ndarray:
+    from prefopt.bulk import score_responses
+    from prefopt.dispersion import sequence_entropy
+    from prefopt.generation import generate
+    from prefopt.specs import SamplingSpec
+
+    rows = tokens.drop_duplicates("prompt_id")
+    rows = rows.loc[rows.index.repeat(given.samples)]
+    prompts = rows["prompt_ids"].tolist()
+    sampling = SamplingSpec(max_new_tokens=given.new_tokens, batch_size=_MICRO_BATCH, seed=given.seed)
+    drawn = generate(model, tokenizer, prompts, sampling)
+    scores = score_responses(model, prompts, drawn.response_ids, batch_size=_MICRO_BATCH)
+    vocab = model.config.get_text_config().vocab_size
+    entropy = sequence_entropy(rows["prompt_id"].to_numpy(), scores["logp"], scores["tokens"], vocab)
+    return tokens["prompt_id"].map(entropy).to_numpy()
+
+
+def _reward_margins(given: argparse.Namespace, device: str, prompts: list, sides: list[list]) -> np.ndarray:
+    """Margins of all reward models [N, K]."""
+    from prefopt.bulk import reward_responses
+    from prefopt.models import load_reward_model, load_tokenizer
+    from prefopt.tokens import check_same_vocabulary
+
+    if len(given.rewards) < 2:
+        raise BadInput("--rewards names one reward model; votes and variances need two or more")
+    columns = []
+    for folder in given.rewards:
+        check_same_vocabulary(load_tokenizer(folder), load_tokenizer(given.model))
+        model = load_reward_model(folder, device=device)
+        a, b = (reward_responses(model, prompts, ids, batch_size=_MICRO_BATCH) for ids in sides)
+        columns.append(a - b)
+    return np.column_stack(columns)
+
+
+# --- as text --------------------------------------------------------------------------------------------------------
+
+
+def _text(result: dict[str, Any]) -> str:
+    from prefopt.annotators.estimates import ESTIMATES, interval_text
+
+    found = result["agreement"]
+    pairwise = {
+        name: found[name] | {"mean": found[name]["agreement"]} for name in ("pairwise", "pairwise_without_ties")
+    }
+    unanimous = found["unanimous"]
+    lines = [
+        f"pairs                 {found['items']}, with two votes or more {found['items_with_several_votes']}",
+        f"votes                 {found['votes']}, ties {found['ties']:.3f}, level pairs {found['level_items']}",
+        f"unanimous             {interval_text(unanimous and unanimous | {'mean': unanimous['share']})}",
+        f"two annotators agree  {interval_text(pairwise['pairwise'])}",
+        f"  without ties        {interval_text(pairwise['pairwise_without_ties'])}",
+        f"Krippendorff's alpha  {'–' if found['alpha'] is None else format(found['alpha'], '.3f')}",
+    ]
+    people = result["annotators"]
+    lines += ["", f"annotators: {people['count']}"]
+    if "by_quality" in people:
+        listed = people["by_quality"]
+        lines[-1] += ", probability of the true vote after Dawid and Skene"
+        lines += [f"  {row['annotator'][:40]:40} {row['quality']:.3f}  {row['votes']} votes" for row in listed[:_SHOWN]]
+        if len(listed) > _SHOWN:
+            lines.append(f"  and {len(listed) - _SHOWN} more, see --json")
+    if systems := result["systems"]:
+        lines += [
+            "",
+            "systems"
+            + (f": {systems['note']}" if "note" in systems else f", {systems['method']}, nu {systems['nu']:.3f}"),
+        ]
+        shown = systems.get("strengths", [])[:_SHOWN]
+        lines += [f"  {row['system'][:40]:40} {row['strength']:+.3f}  se {row['error']:.3f}" for row in shown]
+    if ranked := result["rankings"]:
+        spread = ", ".join(f"{name} {value:.3f}" for name, value in ranked["phi"].items())
+        lines += ["", f"rankings: {ranked['prompts']} prompts, Mallows phi: mean {ranked['mean_phi']:.3f}, {spread}"]
+    if model := result.get("model"):
+        lines += ["", f"model against people, {model['pairs']} pairs of {model['prompts']} prompts, 95 % over prompts"]
+        lines.append(f"  {'estimate':24} {'Spearman':24} {'at equal length':24} AUROC of split pairs")
+        for name, one in model["estimates"].items():
+            three = [interval_text(one["vote_entropy"].get(kind)) for kind in ("spearman", "partial")]
+            lines.append(f"  {ESTIMATES[name]:24} {three[0]:24} {three[1]:24} {interval_text(one['auroc'])}")
+        lines += [f"  left out: {count} {why}" for why, count in model["left_out"].items()]
+    return "\n".join(lines)
