@@ -1,4 +1,4 @@
-"""Shared by all tests: where the checkout and the optional real data are."""
+"""Shared by all tests: the checkout, the optional real data, and projects in which workflows run."""
 
 from __future__ import annotations
 
@@ -6,8 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from small_project import Project, new_project
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def no_tracking_server(monkeypatch) -> None:
+    """The user's own store stays out of the tests; what ``mlflow.set_tracking_uri`` exports ends with its test."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
 
 
 @pytest.fixture
@@ -24,8 +32,15 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one file run in one process; so do all that share the finished project, which takes a minute to make."""
-    for item in items:
-        shared = "finished" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("finished project" if shared else item.path.name))
+@pytest.fixture
+def project(tmp_path) -> Project:
+    """A project in which nothing has been run."""
+    return new_project(tmp_path / "project")
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Project:
+    """A project in which everything has been run once; tests must not change it."""
+    project = new_project(tmp_path_factory.mktemp("finished") / "project")
+    project.snakemake(warm=True, check=True)
+    return project

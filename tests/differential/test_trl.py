@@ -12,6 +12,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch.utils.data import SequentialSampler
 from transformers import PreTrainedTokenizerFast
 
+from prefopt import scoring
 from prefopt.models import new_causal_lm
 from prefopt.objectives import PolicyObjective, rows_of_stream
 from prefopt.scoring import response_scores
@@ -23,7 +24,7 @@ trl = pytest.importorskip("trl")
 
 pytestmark = pytest.mark.oracle
 
-STEPS, BATCH, SIZE, BETA, RATE, SEED = 12, 8, 30, 0.3, 3e-3, 7
+STEPS, BATCH, SIZE, BETA, RATE, SEED = 50, 8, 60, 0.3, 1e-3, 7
 
 
 class _InOrder(trl.DPOTrainer):
@@ -101,8 +102,13 @@ def dpo_trainer(tokenizer, texts, *, folder, policy, reference, optimizer):
     return trainer, order
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "rmsprop"])
-def test_dpo_run_is_that_of_trl(tmp_path, tokenizer, texts, ids, optimizer):
+@pytest.mark.parametrize(("optimizer", "lean"), [("adamw", False), ("rmsprop", True)])
+def test_loss_and_weights_of_50_steps_are_those_of_trl(  # noqa: PLR0917 - fixtures
+    monkeypatch, tmp_path, tokenizer, texts, ids, optimizer, lean
+):
+    """lean: head and log-softmax fused in chunks, layers checkpointed. Bounds: some 10 times what float32 makes."""
+    if lean:
+        monkeypatch.setattr(scoring, "_SMALL_LOGITS", 0)
     policy, reference = new_model(tokenizer, 0), new_model(tokenizer, 1)  # two models: no loss starts at log 2
     theirs, order = dpo_trainer(
         tokenizer,
@@ -133,13 +139,14 @@ def test_dpo_run_is_that_of_trl(tmp_path, tokenizer, texts, ids, optimizer):
         checkpoint_steps=100,
         device="cpu",
         progress=False,
+        gradient_checkpointing=lean,
     )
     curve = [step["loss"] for step in ours.metrics]
     assert len(theirs.curve) == STEPS
-    assert curve == pytest.approx(theirs.curve, abs=2e-4)
+    assert curve == pytest.approx(theirs.curve, abs=2e-5)
     assert max(curve) - min(curve) > 0.2  # the runs do go somewhere
     for (name, mine), other in zip(policy.named_parameters(), theirs.model.parameters(), strict=True):
-        torch.testing.assert_close(mine, other, rtol=0, atol=1e-3, msg=name)
+        torch.testing.assert_close(mine, other, rtol=0, atol=2e-4, msg=name)
 
 
 def test_sequence_log_probabilities_are_those_of_trl(tmp_path, tokenizer, texts, ids):

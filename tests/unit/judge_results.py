@@ -32,7 +32,10 @@ def waiting_judgement(
     judge: LmJudgeSpec | ServerJudgeSpec,
     parents: Mapping[str, Node] | None = None,
 ) -> Path:
-    """Write pairs, answers and the spec file of their judgement, which is returned; ``parents`` are the judge's."""
+    """Write pairs, answers and the spec file of their judgement, which is returned; ``parents`` are the judge's.
+
+    The chosen answer is the longer one in three pairs of four.
+    """
     prompts, baseline, model = rows(count)
     pairs, *sides = (Node(stage, 1, stage, {"n": n}) for n, stage in enumerate(["pairs", "generations", "generations"]))
     nodes = {"pairs": pairs, "generations": sides[0], "baseline": sides[1], **(parents or {})}
@@ -45,7 +48,9 @@ def waiting_judgement(
     for node in nodes.values():
         write_json(results / node.ref / "manifest.json", {"outputs": {}})
     turns = [[{"role": "user", "content": p["text"]}] for p in prompts]
-    pd.DataFrame({"prompt_id": range(count), "prompt": turns}).to_parquet(results / pairs.ref / "pairs.parquet")
+    table = pd.DataFrame({"prompt_id": range(count), "prompt": turns, "split": "test"})
+    labels = {"chosen": [f"{n} " + "y" * 40 * (n % 4 > 0) for n in range(count)], "rejected": ["n" * 20] * count}
+    table.assign(**labels).to_parquet(results / pairs.ref / "pairs.parquet")
     spec, execution = judge_identity(judge)
     refs = {role: node.ref for role, node in nodes.items()}
     node = Node("judgements", 1, "arm", {"judge": spec}, refs, {"judge": execution} if execution else {})

@@ -10,8 +10,14 @@ import torch
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GemmaConfig,
+    GemmaForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     LogitsProcessorList,
@@ -19,6 +25,8 @@ from transformers import (
     MistralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     TemperatureLogitsWarper,
     TopPLogitsWarper,
 )
@@ -27,6 +35,7 @@ import tiny
 from prefopt import drawing
 from prefopt.decoding import decode, decodes, plain
 from prefopt.drawing import Drawer, nucleus
+from prefopt.errors import BadInput
 from prefopt.generation import generate
 from prefopt.lean import is_plain_llama
 from prefopt.models import set_precision
@@ -75,6 +84,33 @@ def mistral():
     return MistralForCausalLM(MistralConfig(**SIZES, sliding_window=4)).eval()
 
 
+def mistral_unwindowed():
+    torch.manual_seed(0)
+    return MistralForCausalLM(MistralConfig(**SIZES, sliding_window=None)).eval()
+
+
+def qwen3():
+    torch.manual_seed(0)
+    return Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=8)).eval()
+
+
+def gemma():
+    torch.manual_seed(0)
+    return GemmaForCausalLM(GemmaConfig(**SIZES, head_dim=8)).eval()
+
+
+def gemma2():
+    """Its layers have sliding windows in turn, and its logits are capped."""
+    torch.manual_seed(0)
+    return Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8)).eval()
+
+
+def neox():
+    torch.manual_seed(0)
+    sizes = {key: value for key, value in SIZES.items() if key != "num_key_value_heads"}
+    return GPTNeoXForCausalLM(GPTNeoXConfig(**sizes)).eval()
+
+
 def bloom():
     torch.manual_seed(0)
     return BloomForCausalLM(BloomConfig(vocab_size=tiny.WORDS, hidden_size=32, n_layer=2, n_head=4)).eval()
@@ -119,6 +155,80 @@ def test_tokens_are_those_of_transformers(make, settings):
     assert len({len(row) for row in mine.response_ids}) > 3
 
 
+def greedy_by_generate(model, prompt, length):
+    """The library's own greedy decoding of one prompt without padding."""
+    settings = {"do_sample": False, "max_new_tokens": length, "pad_token_id": tiny.PAD}
+    ids = torch.tensor([prompt])
+    with torch.no_grad():
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), **settings)
+    return out[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize(
+    ("make", "known"),
+    [
+        (llama, True),
+        (gpt2, True),
+        (neox, True),
+        (qwen, True),
+        (qwen3, True),
+        (gemma, True),
+        (mistral_unwindowed, True),
+        (mistral, False),
+        (gemma2, False),
+        (bloom, False),
+    ],
+)
+def test_greedy_tokens_of_every_architecture_are_those_of_generate_alone_and_unpadded(make, known, caplog):
+    model = ended_often(make())
+    prompts = PROMPTS[:8]
+    expected = [greedy_by_generate(model, prompt, 16) for prompt in prompts]
+    with caplog.at_level(logging.WARNING):
+        found = run(model, prompts=prompts, temperature=0.0, max_new_tokens=16, batch_size=8)
+    assert found.response_ids == expected
+    assert decodes(model) is known
+    assert any("transformers' generate" in record.getMessage() for record in caplog.records) is not known
+
+
+def test_the_first_of_equally_likely_tokens_is_taken_as_generate_does():
+    model = llama()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.zero_()
+    model.generation_config.eos_token_id = tiny.EOS
+    assert run(model, prompts=PROMPTS[:3], temperature=0.0, max_new_tokens=5).response_ids == [[0] * 5] * 3
+    assert greedy_by_generate(model, PROMPTS[0], 5) == [0] * 5
+
+
+def test_a_rows_draws_depend_on_its_place_in_the_batch_and_not_on_the_other_prompts():
+    model = llama()
+    model.generation_config.eos_token_id = tiny.EOS
+    mine = run(model, prompts=PROMPTS[:6], batch_size=6).response_ids
+    others = run(model, prompts=[PROMPTS[0], *PROMPTS[10:14], PROMPTS[5]], batch_size=6).response_ids
+    assert mine[0] == others[0]
+    assert mine[5] == others[5]
+    assert mine[1:5] != others[1:5]
+
+
+def test_tokens_through_the_model_are_a_fraction_of_those_of_the_padded_batch():
+    """What the speed comes from: no padding, equal prompts once, rows that have ended leave."""
+    model, seen = ended_often(qwen()), []
+    assert decodes(model)
+    layer = model.model.layers[0].mlp.gate_proj
+    handle = layer.register_forward_hook(lambda _m, args, _out: seen.append(args[0].shape[:-1].numel()))
+    prompts = [[tiny.BOS, *row] for row in tiny.token_rows(8, 3, 3, seed=4)] * 4
+    mine = run(model, prompts=prompts, batch_size=32)
+    ours, passes = sum(seen), len(seen)
+    seen.clear()
+    with plain(model):
+        assert run(model, prompts=prompts, batch_size=32) == mine
+    handle.remove()
+    longest = max(map(len, mine.response_ids))
+    assert passes == len(seen) == longest  # the prompts, then a pass per token but the last
+    assert sum(seen) == 32 * 4 + 32 * (longest - 1)
+    most = sum(min(32, 32 - sum(len(r) <= at for r in mine.response_ids) + 4) for at in range(1, longest))
+    assert ours <= 8 * 4 + most < sum(seen) / 2
+
+
 def test_only_a_plain_llama_goes_by_its_weights_alone():
     assert is_plain_llama(llama())
     assert is_plain_llama(scaled_llama())
@@ -150,7 +260,7 @@ def test_attention_and_random_state_are_left_as_they_were_even_after_an_error():
     model = llama()
     own, before = model.config._attn_implementation, torch.get_rng_state()
     run(model)
-    with pytest.raises(IndexError):
+    with pytest.raises(BadInput, match="token id 10000"):
         run(model, prompts=[[10_000]])
     assert model.config._attn_implementation == own
     assert torch.equal(torch.get_rng_state(), before)

@@ -79,6 +79,7 @@ def test_what_is_asked_is_identity_and_where_is_not(planned):
     assert elsewhere.id == plain.id
     assert elsewhere.execution == {"judge": machine}
     changes = {"model_name": "b", "template": "one_turn", "labels": ["1", "2"], "top_logprobs": 9, "answer_tokens": 2}
+    changes |= {"labelled_pairs": 5}
     ids = {judgement(planned(SERVER | {key: value})).id for key, value in changes.items()}
     assert len(ids | {plain.id}) == len(changes) + 1
 

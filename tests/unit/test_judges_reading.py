@@ -6,15 +6,16 @@ import json
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefopt.errors import FailedCheck
-from prefopt.judges.answers import RawAnswer, preference_of
+from prefopt.judges.answers import IDENTICAL, RawAnswer, preference_of
 from prefopt.judges.cache import AnswerCache
 from prefopt.judges.templates import CONTROL, TEMPLATES, Question, quoted
-from prefopt.judging import ScalarJudge, Verdicts, judge_both_orders
+from prefopt.judging import BothOrders, ScalarJudge, Verdicts, judge_both_orders
 from prefopt.winrate import combine_orders
 
 LABELS = ("m", "M")
@@ -59,6 +60,36 @@ def test_always_the_second_shown_is_a_win_and_a_loss():
     judged = judge_both_orders(blunt(2.0), "abc", "abc", "abc")
     assert judged.baseline_first.tolist() == [2, 2, 2]
     assert judged.model_first.tolist() == [1, 1, 1]
+    assert judged.order_effects() == {"position_consistency": 0.0, "second_shown": 1.0}
+    assert judge_both_orders(blunt(1.5), "a", "a", "a").order_effects() == {
+        "position_consistency": 1.0,
+        "second_shown": 0.5,
+    }
+
+
+def test_what_the_order_changes_is_counted_where_both_orders_were_judged():
+    """Consistent: a win and a loss; not: the second shown twice, a draw in one order. Unasked and missing: left out."""
+    straight, swapped = [1.9, 1.2, 1.8, 1.5, 1.5, math.nan], [1.6, 1.4, 1.1, 1.7, 1.5, 1.9]
+    raw = ["said"] * 4 + [IDENTICAL, "Hm."]
+    orders = BothOrders(np.array(straight), np.array(swapped), {"baseline_first": raw, "model_first": raw})
+    second = [0.9, 0.2, 0.8, 0.5, *(1 - (p - 1) for p in (1.6, 1.4, 1.1, 1.7))]
+    assert orders.order_effects() == {"position_consistency": 2 / 4, "second_shown": pytest.approx(sum(second) / 8)}
+    nothing = BothOrders(np.array([math.nan]), np.array([1.0]), {})
+    assert nothing.order_effects() == {"position_consistency": None, "second_shown": None}
+
+
+@settings(deadline=None, derandomize=True)
+@given(SCORES, st.floats(0, 1))
+def test_a_position_bias_is_found_at_its_size(rows, bias):
+    """A share ``bias`` of the verdicts goes to the second shown, which then has 1/2 + bias / 2 on average."""
+    model, baseline = map(np.array, zip(*rows, strict=True))
+
+    def judge(prompts, first, second):
+        fair = 1 / (1 + np.exp(np.subtract(first, second)))
+        return Verdicts(1 + (1 - bias) * fair + bias)
+
+    found = judge_both_orders(judge, range(len(rows)), model, baseline).order_effects()
+    assert found["second_shown"] == pytest.approx(0.5 + bias / 2, abs=1e-9)
 
 
 def test_missing_answers_are_counted_and_fail_above_the_declared_share():
@@ -109,6 +140,19 @@ def test_every_kind_of_answer(answer, expected):
     assert (reading, math.isnan(value)) == (expected[1], math.isnan(expected[0]))
     assert math.isnan(value) or value == pytest.approx(expected[0], abs=1e-12)
     assert RawAnswer.from_json(answer.to_json()) == answer
+
+
+def test_published_preferences_of_alpaca_eval_are_read_from_their_log_probabilities(shared_data):
+    """12 models' annotations with the judge's top candidates: 3 - score where the model was shown first."""
+    rows = pd.read_csv(shared_data / "alpaca_eval" / "annotations.csv.gz")
+    rows = rows.dropna(subset=["logprob_m", "logprob_M"], how="all")
+    assert len(rows) == 8022
+    found = []
+    for first, second, switched in zip(rows["logprob_m"], rows["logprob_M"], rows["switched"], strict=True):
+        top = {label: logp for label, logp in (("m", first), ("M", second)) if not math.isnan(logp)}
+        score, _ = preference_of(RawAnswer("", top), LABELS)
+        found.append(3 - score if switched else score)
+    np.testing.assert_allclose(found, rows["preference"], rtol=0, atol=1e-9)  # stored with 10 decimals
 
 
 # --- texts stay data ------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ import pytest
 from judge_results import rows, texts, waiting_judgement
 from judge_server import JudgeServer, completion, longer_wins, serving, shown
 from prefopt.artifacts import Node, read_json, write_json
+from prefopt.cli import main
 from prefopt.errors import BadInput, TryAgain
 from prefopt.judges.answers import IDENTICAL, RawAnswer
 from prefopt.judges.cache import AnswerCache
@@ -129,6 +130,59 @@ def test_a_server_that_stays_down_is_told_and_loses_nothing(tmp_path):
         assert verdicts.preference == pytest.approx([expected(a, b) for a, b in zip(first, second, strict=True)])
         assert judge.tally.asked == 8 - 3
         assert set(server.answered.values()) == {1}
+
+
+def test_a_reply_that_drips_runs_into_the_time_out(tmp_path):
+    """No pause of it is as long as the time-out: the reply as a whole is."""
+    with serving(JudgeServer(faults=lambda asked, before: None if before else "drip")) as server:
+        judge_of(server, tmp_path, timeout_seconds=0.5)(*rows(1))
+        assert sum(server.asked.values()) == 2
+
+
+def test_a_wait_of_hours_is_told_instead_of_waited(tmp_path):
+    with (
+        serving(JudgeServer(faults=lambda asked, before: "tomorrow")) as server,
+        pytest.raises(TryAgain, match=r"HTTP 429, it asks to wait 86400 s; answers so far are kept, run again to go"),
+    ):
+        judge_of(server, tmp_path)(*rows(1))
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        [],
+        "M",
+        {"error": {"message": "overloaded"}},
+        {"choices": ["M"]},
+        {"choices": [{"message": "M"}]},
+        {"choices": [{"message": {"content": "M"}, "logprobs": ["M"]}]},
+        {"choices": [{"message": {"content": "M"}, "logprobs": {"content": [{"top_logprobs": [{"token": "M"}]}]}}]},
+        {"choices": [{"message": {"content": "M"}}], "usage": "much"},
+        {"choices": [{"message": {"content": "M"}}], "usage": {"prompt_tokens": math.inf}},
+    ],
+)
+def test_json_that_is_no_chat_completion_is_asked_again(reply, tmp_path):
+    replies = iter([reply])
+    with serving(JudgeServer(reply=lambda request: next(replies, completion("M")))) as server:
+        assert judge_of(server, tmp_path)(*rows(1)).preference.tolist() == [2.0]
+        assert sum(server.asked.values()) == 2
+
+
+def test_a_question_too_long_for_the_server_has_no_answer_and_is_not_kept(tmp_path):
+    """The others are judged; a server with more room may be asked for it later."""
+    short = [True]
+    prompts, first, second = rows(4)
+    faults = lambda asked, before: "long" if short[0] and "prompt 2" in asked else None  # noqa: E731
+    with serving(JudgeServer(faults=faults)) as server:
+        judge = judge_of(server, tmp_path)
+        verdicts = judge(prompts, first, second)
+        assert [math.isnan(value) for value in verdicts.preference] == [False, False, True, False]
+        assert "maximum context length is 64 tokens" in verdicts.raw[2]
+        assert judge.tally.readings == {"logprobs": 3, "none": 1}
+        short[0] = False
+        again = judge_of(server, tmp_path)
+        assert not any(map(math.isnan, again(prompts, first, second).preference))
+        assert (again.tally.asked, again.tally.kept) == (1, 3)
 
 
 def test_the_key_is_sent_and_shown_nowhere(tmp_path, caplog):
@@ -243,6 +297,26 @@ def test_a_killed_judge_goes_on_without_asking_for_what_it_has(tmp_path):
     assert summary["cost"] == pytest.approx(2 * count * (100 * 2 + 30) / 1e6)
 
 
+def test_a_judge_that_is_told_to_stop_keeps_what_is_on_its_way(tmp_path):
+    """After SIGTERM no question is begun, and every answer that the server gave is kept: none is paid twice."""
+    count = 30
+    with serving(JudgeServer(seconds=0.1)) as server:
+        spec = waiting_judgement(tmp_path, count, declared(server))
+        process = judge_command(spec)
+        while sum(server.answered.values()) < count // 2 and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        _, told = process.communicate(timeout=60)
+        assert process.returncode == 75
+        assert "stopped by SIGTERM; answers so far are kept, run again to go on" in told
+        assert count // 2 <= sum(server.answered.values()) < 2 * count
+        process = judge_command(spec)
+        _, told = process.communicate(timeout=300)
+        assert process.returncode == 0, told
+        assert len(server.asked) == 2 * count
+        assert set(server.asked.values()) == set(server.answered.values()) == {1}
+
+
 def test_unusable_answers_stop_the_stage_above_the_declared_share(tmp_path):
     def reply(request):
         asked, first, _ = shown(request)
@@ -277,6 +351,21 @@ def test_unusable_answers_stop_the_stage_above_the_declared_share(tmp_path):
     table = pd.read_parquet(tmp_path / "again" / metrics.ref / "prompts.parquet")
     assert table["prompt_id"].tolist() == [0, 1, 3, 4]
     assert found["win_rate"] == pytest.approx(100 * table["outcome"].mean())
+
+
+def test_the_judge_is_held_against_the_labels_of_held_out_pairs(tmp_path):
+    """A judge that likes the longer answer agrees with three labels of four, in both orders, and is asked 16 times."""
+    with serving(JudgeServer()) as server:
+        spec = waiting_judgement(tmp_path, 10, declared(server, labelled_pairs=8))
+        assert main(["judge", "--spec", str(spec), "--device", "cpu"]) == 0
+        assert sum(server.asked.values()) == 2 * 10 + 2 * 8
+    summary = read_json(tmp_path / "judgements" / spec.stem / "manifest.json")["summary"]
+    labels = summary["labelled_pairs"]
+    assert (labels["pairs"], labels["agreement"]) == (8, 0.75)
+    assert (labels["position_consistency"], labels["second_shown"]) == (1.0, 0.5)
+    assert (labels["asked"], labels["answers"]) == (16, {"logprobs": 16})
+    assert (summary["asked"], summary["answers"]) == (20, {"logprobs": 20})
+    assert (summary["position_consistency"], summary["second_shown"]) == (1.0, 0.5)
 
 
 def test_questions_reach_the_server_word_for_word(tmp_path):

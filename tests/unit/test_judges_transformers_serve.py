@@ -1,7 +1,8 @@
 """The server judge against `transformers serve` with a tiny model made here, directly and through failures.
 
 The command comes from the environment variable TRANSFORMERS_CLI, else from beside this Python; it needs the extra
-`transformers[serving]`, which may be in an environment of its own. Skipped, with the reason, where it cannot serve.
+`transformers[serving]`, which may be in an environment of its own: with that of envs/judge-servers.txt it is
+bin/transformers there. Skipped, with the reason, where it cannot serve.
 """
 
 from __future__ import annotations

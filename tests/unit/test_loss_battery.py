@@ -24,6 +24,24 @@ FIELDS = {
         "ref_chosen_token_logp",
         "ref_rejected_token_logp",
     ],
+    "vote_share": ["vote_share"],
+    "subset": ["chosen_subset", "rejected_subset"],
+    "diff": ["chosen_diff", "rejected_diff"],
+    "second_reference": ["other_ref_chosen_logp", "other_ref_rejected_logp"],
+    "win_rates": ["chosen_win_rate", "rejected_win_rate"],
+    "auxiliary": ["auxiliary_reward", "value"],
+    "reward_head": ["head_margin"],
+}
+# Losses that hold a statistic of the policy fixed, which differences would see: the settings that switch it off.
+DETACHED = {
+    "kto": {"reference_kl": 0.4},
+    "beta_dpo": {"sensitivity": 0.0},
+    "bmc": {"diff_cap": 0.0},
+    "bmc_own_weights": {"diff_cap": 0.0},
+    "focal_dpo_detached": {"gamma": 0.0},
+    "drdo": {"focus": 0.0},
+    "drdo_odds": {"focus": 0.0},
+    "spo_mu": {"likelihood_power": 0.0},
 }
 PAIRS, MEMBERS, WIDTH = 7, 3, 9
 ENSEMBLES = ["distill_ensemble", "distill_ensemble_batch", "distill_smallest", "distill_mean"]
@@ -48,6 +66,20 @@ def random_batch(seed: int = 0, pairs: int = PAIRS, dtype: torch.dtype = torch.f
             f"{side}_reward": torch.randn(pairs, MEMBERS, generator=gen, dtype=dtype),
         }
     weight = 0.2 + 2 * torch.rand(pairs, generator=gen, dtype=dtype)
+    # Drawn last, so that everything above is the same whatever methods need beside it.
+    shorter = torch.minimum(values["chosen_tokens"], values["rejected_tokens"])
+    for side in ("chosen", "rejected"):
+        mask = values[f"{side}_mask"]
+        order = (torch.rand(pairs, WIDTH, generator=gen) + 2 * (1 - mask)).argsort(1).argsort(1)
+        values |= {
+            f"{side}_subset": (order < shorter[:, None]).to(dtype),
+            f"{side}_diff": (torch.rand(pairs, WIDTH, generator=gen) < 0.5).to(dtype) * mask,
+            f"other_ref_{side}_logp": values[f"ref_{side}_logp"] * (0.8 + 0.4 * torch.rand(pairs, generator=gen)),
+            f"{side}_win_rate": torch.rand(pairs, generator=gen, dtype=dtype),
+        }
+        values[f"other_ref_{side}_logp"] = values[f"other_ref_{side}_logp"].to(dtype)
+    for name in ("auxiliary_reward", "value", "head_margin", "vote_share"):
+        values[name] = torch.rand(pairs, generator=gen, dtype=dtype)
     return PairBatch(**values, dispersion_weight=weight, neg_log_dispersion=0.7 * weight)
 
 
@@ -101,6 +133,18 @@ def margin_batch(margins, lam=1.0, reward=0.3, dtype=torch.float64) -> PairBatch
         rejected_mask=ones[:, None],
         ref_chosen_token_logp=-ones[:, None],
         ref_rejected_token_logp=-ones[:, None],
+        chosen_subset=ones[:, None],
+        rejected_subset=ones[:, None],
+        chosen_diff=ones[:, None],
+        rejected_diff=ones[:, None],
+        other_ref_chosen_logp=-ones,
+        other_ref_rejected_logp=-ones,
+        chosen_win_rate=0.7 * ones,
+        rejected_win_rate=0.4 * ones,
+        auxiliary_reward=0.5 * ones,
+        value=0.2 * ones,
+        head_margin=0.1 * ones,
+        vote_share=0.75 * ones,
     )
 
 
@@ -183,8 +227,7 @@ def test_gradient_against_finite_differences(entry, scale):
     batch = random_batch(7)
     names = leaves_of(entry)
     start = [(scale * getattr(batch, name)).detach().requires_grad_() for name in names]
-    # Two losses detach a batch statistic, which differences would see: it is held fixed here.
-    frozen = {"kto": {"reference_kl": 0.4}, "beta_dpo": {"sensitivity": 0.0}}.get(entry.name, {})
+    frozen = DETACHED.get(entry.name, {})
 
     def total(*leaves):
         return entry.fn(replace(batch, **dict(zip(names, leaves, strict=True))), beta=0.3, **frozen).sum()
@@ -221,7 +264,11 @@ def test_finite_in_single_precision(entry):
     assert all(grad.isfinite().all() for grad in grads if grad is not None)
 
 
-LINKS = ["dpo", "mallows_theta", "mallows_phi", "mallows_phi_adaptive", "mallows_phi_sigmoid", "dpo_mean", "ld_dpo"]
+LINKS = [
+    *("dpo", "mallows_theta", "mallows_phi", "mallows_phi_adaptive", "mallows_phi_sigmoid", "dpo_mean", "ld_dpo"),
+    *("temporal_decay", "temporal_decay_from_one", "sampo", "sampo_expected", "bmc", "bmc_own_weights"),
+    *("mrpo", "mrpo_crossed", "mrpo_fixed", "mrpo_unclipped", "uncertainty_mul", "uncertainty_lcb"),
+]
 
 
 @pytest.mark.parametrize("name", LINKS)
@@ -334,13 +381,29 @@ def test_the_ensemble_minimum_is_below_every_member_and_equals_one():
         ("beta_dpo", {"sensitivity": 0.0}, "dpo"),
         ("ld_dpo", {"tail_weight": 1.0}, "dpo"),
         ("temporal_decay", {"decay": 1.0}, "dpo"),
+        ("temporal_decay_from_one", {"decay": 1.0}, "dpo"),
+        ("temporal_decay_free", {"decay": 1.0}, "dpo_free"),
+        ("focal_dpo", {"gamma": 0.0}, "dpo"),
+        ("focal_dpo_detached", {"gamma": 0.0}, "dpo"),
+        ("bmc", {"diff_cap": 0.0}, "dpo"),
+        ("bmc_own_weights", {"diff_cap": 0.0}, "dpo"),
+        ("mrpo", {"clip": 0.0}, "dpo"),
+        ("mrpo_crossed", {"clip": 0.0}, "dpo"),
+        ("mrpo_fixed", {"second_weight": 0.0}, "dpo"),
+        ("mrpo_unclipped", {"second_weight": 0.0}, "dpo"),
+        ("uncertainty_lcb", {"penalty": 0.0}, "dpo"),
+        ("uncertainty_att", {"penalty": 0.0}, "dpo"),
+        ("spo_mu", {"likelihood_power": 0.0}, "spo"),
+        ("composed", {}, "dpo"),
     ],
 )
 def test_switched_off_variants_are_dpo(name, params, other):
     batch = random_batch(15)
-    torch.testing.assert_close(
-        LOSSES[name].fn(batch, beta=0.3, **params), LOSSES[other].fn(batch, beta=0.3), rtol=1e-12, atol=0
-    )
+    if other == "dpo_free":
+        expected = LOSSES["composed"].fn(batch, beta=0.3, reference="none")
+    else:
+        expected = LOSSES[other].fn(batch, beta=0.3)
+    torch.testing.assert_close(LOSSES[name].fn(batch, beta=0.3, **params), expected, rtol=1e-12, atol=0)
 
 
 def test_identities_between_baselines():
@@ -360,7 +423,7 @@ def test_identities_between_baselines():
 
 def test_padding_does_not_count():
     # NaN and -inf beyond the mask must reach neither the value nor the gradient.
-    for name in ("ld_dpo", "temporal_decay"):
+    for name in sorted(name for name, entry in LOSSES.items() if entry.needs >= {"tokens", "reference"}):
         batch = random_batch(17)
         spoilt = {
             "chosen_token_logp": batch.chosen_token_logp.detach().masked_fill(batch.chosen_mask == 0, -torch.inf),

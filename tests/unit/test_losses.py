@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from loss_batches import close, t, three_pairs
 from prefopt.batch import PairBatch
 from prefopt.errors import BadInput
 from prefopt.losses import (
@@ -28,58 +29,9 @@ from prefopt.losses.mallows import _log_cubic, log_link, log_link_smooth
 LN2 = math.log(2)
 
 
-def t(values) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def close(actual, expected, tolerance=1e-9):
-    torch.testing.assert_close(actual, t(expected), rtol=tolerance, atol=1e-14)
-
-
-# Three pairs with hand-picked token log-probabilities; sums chosen [-4, -6, -2.6], rejected [-6.4, -1.7, -5.9].
-TOKENS = {
-    "chosen": [[-0.5, -1.2, -0.3, -2.0], [-1.1, -0.9, -2.4, -0.2, -1.4], [-0.3, -0.8, -0.5, -1.0]],
-    "rejected": [[-0.8, -0.6, -1.5, -0.4, -2.2, -0.9], [-0.4, -0.7, -0.6], [-1.6, -0.9, -2.1, -1.3]],
-    "ref_chosen": [[-0.7, -1.1, -0.6, -2.1], [-0.9, -0.8, -2.0, -0.3, -1.2], [-0.25, -0.75, -0.45, -0.9]],
-    "ref_rejected": [[-0.6, -0.7, -1.2, -0.5, -1.9, -0.8], [-0.6, -0.9, -0.8], [-1.2, -0.8, -1.7, -1.1]],
-}
-CHOSEN_REWARD = [[1.2, 0.8, 1.5], [0.3, -0.2, 0.6], [0.9, 1.1, 0.7]]
-REJECTED_REWARD = [[0.1, 0.4, -0.3], [0.5, 0.2, 0.1], [0.2, 0.9, 0.8]]
-# c = -0.29 log((H_chosen + H_rejected) / 2) for normalised entropies (.35, .62), (.81, .74), (.12, .20).
-WEIGHT = [-0.29 * math.log(h / 2) for h in (0.35 + 0.62, 0.81 + 0.74, 0.12 + 0.20)]
-
-
-def padded(rows):
-    width = max(map(len, rows))
-    return t([row + [0.0] * (width - len(row)) for row in rows]), t(
-        [[1.0] * len(row) + [0.0] * (width - len(row)) for row in rows]
-    )
-
-
 @pytest.fixture
 def fixture() -> PairBatch:
-    tokens, masks = {}, {}
-    for name, rows in TOKENS.items():
-        tokens[name], masks[name] = padded(rows)
-    return PairBatch(
-        pair_id=torch.arange(3),
-        chosen_logp=tokens["chosen"].sum(1).requires_grad_(),
-        rejected_logp=tokens["rejected"].sum(1).requires_grad_(),
-        chosen_tokens=torch.tensor([4, 5, 4]),
-        rejected_tokens=torch.tensor([6, 3, 4]),
-        ref_chosen_logp=tokens["ref_chosen"].sum(1),
-        ref_rejected_logp=tokens["ref_rejected"].sum(1),
-        dispersion_weight=t(WEIGHT),
-        neg_log_dispersion=t(WEIGHT),
-        chosen_reward=t(CHOSEN_REWARD),
-        rejected_reward=t(REJECTED_REWARD),
-        chosen_token_logp=tokens["chosen"],
-        rejected_token_logp=tokens["rejected"],
-        chosen_mask=masks["chosen"],
-        rejected_mask=masks["rejected"],
-        ref_chosen_token_logp=tokens["ref_chosen"],
-        ref_rejected_token_logp=tokens["ref_rejected"],
-    )
+    return three_pairs()
 
 
 # name, parameters, value per pair, d/d chosen_logp, d/d rejected_logp ("-" is minus the former, None not given)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -24,9 +25,10 @@ from transformers import (
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import tiny
+from prefopt import packing
 from prefopt.models import set_precision
 from prefopt.objectives import Moment, PolicyObjective, RewardObjective
-from prefopt.packing import pack, packs, padded
+from prefopt.packing import attention_for, pack, packs, padded
 from prefopt.scoring import projects_linearly, response_scores, reward_scores
 
 PAIRS = tiny.pairs(9, seed=4)
@@ -128,6 +130,47 @@ def test_long_rows_take_the_fused_attention_and_are_the_same():
     logp = response_scores(model, prompts, responses).logp
     torch.testing.assert_close(logp, expected, rtol=0, atol=1e-10)
     assert_equal(gradients(model, logp.logsumexp(0)), gradients(model, expected.logsumexp(0)))
+
+
+@pytest.mark.parametrize("length", [5, 256, 257, 600])
+def test_explicit_attention_is_causal_at_every_length_and_block(length):
+    """In bf16: 8 bits of weights that sum to 1 and of values of about 1."""
+    torch.manual_seed(length)
+    rough = [torch.randn(2, 3, length, 8).bfloat16().requires_grad_() for _ in range(3)]
+    exact = [x.detach().double().requires_grad_() for x in rough]
+    mine = packing._causal(*rough, 8**-0.5, 0.0)
+    theirs = torch.nn.functional.scaled_dot_product_attention(*exact, is_causal=True)
+    torch.testing.assert_close(mine.double(), theirs, rtol=0, atol=0.03)
+    slope = torch.randn(2, 3, length, 8)
+    mine.backward(slope.bfloat16())
+    theirs.backward(slope.double())
+    for one, other in zip(rough, exact, strict=True):
+        assert (one.grad - other.grad).norm() < 0.01 * other.grad.norm()
+
+
+def test_sizes_rounded_up_change_no_value_and_no_gradient():
+    model = exact(llama())
+    draw = random.Random(0)
+    prompts = [[draw.randrange(3, tiny.WORDS) for _ in range(length)] for length in (50, 3, 17)]
+    responses = [[draw.randrange(3, tiny.WORDS) for _ in range(length)] for length in (40, 9, 110, 15, 150, 2)]
+    found = []
+    for multiple in (1, 32):
+        rows = pack(prompts, responses, torch.device("cpu"), multiple=multiple)
+        sizes = [rows.inputs["input_ids"].shape[1], *(length for _, length in rows.inputs["packing"].shapes)]
+        assert all(size % multiple == 0 for size in sizes)
+        with attention_for(model, rows):
+            hidden = model.model(**rows.inputs, use_cache=False)[0][0]
+        hidden = hidden[torch.cat([rows.before, rows.last])]
+        found.append((hidden, gradients(model, hidden.sin().sum())))
+    torch.testing.assert_close(*(hidden for hidden, _ in found), rtol=0, atol=1e-10)
+    assert_equal(found[0][1], found[1][1])
+
+
+def test_long_rows_of_unlike_length_do_not_pad_each_other():
+    """Two to a call at least, others with them from nine tenths of the longest on; short rows stand eight together."""
+    lengths = np.array([500, 480, 451, 449, 200, 190, 100, 90, 50, 40, 30, 30, 30, 30, 7])
+    groups = [lengths[rows].tolist() for rows in packing._groups(lengths)]
+    assert groups == [[500, 480, 451], [449, 200], [190, 100], [90, 50, 40, 30, 30, 30, 30, 7]]
 
 
 def test_rewards_are_those_of_one_forward_pass_per_sequence():

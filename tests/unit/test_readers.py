@@ -47,7 +47,24 @@ TLDR = {
     "choice": 1,
 }
 IMDB = {"prompt": "This film is", "chosen": " a joy.", "rejected": " a bore."}
-ROWS = {"hh": HH, "trl": TRL, "ultrafeedback": ULTRAFEEDBACK, "shp": SHP, "tldr": TLDR, "imdb_prefix": IMDB}
+STACK_EXCHANGE = {
+    "qid": 7,
+    "question": "<p>Why is <b>bread</b> brown?</p>",
+    "answers": [
+        {"text": "<p>Paint &amp; varnish.</p>", "pm_score": -1},
+        {"text": "<p>Maillard.</p>\n\n\n\n<ul><li>sugar</li><li>heat</li></ul>", "pm_score": 4},
+        {"text": "<p>Magic.</p>", "pm_score": 0},
+    ],
+}
+ROWS = {
+    "hh": HH,
+    "trl": TRL,
+    "ultrafeedback": ULTRAFEEDBACK,
+    "shp": SHP,
+    "stack_exchange": STACK_EXCHANGE,
+    "tldr": TLDR,
+    "imdb_prefix": IMDB,
+}
 
 
 def read(name, row):
@@ -247,3 +264,35 @@ def test_any_row_is_read_refused_or_told_to_be_bad(case):
             assert outcome.reason in REASONS
         else:
             assert str(outcome)
+
+
+def test_stack_exchange_pairs_the_best_answer_with_the_worst_without_mark_up():
+    prompt = [user("Why is bread brown?")]
+    assert read("stack_exchange", STACK_EXCHANGE) == (prompt, "Maillard.\n\nsugar\nheat", "Paint & varnish.")
+    same = {**STACK_EXCHANGE, "answers": [{"text": "a", "pm_score": 1}, {"text": "b", "pm_score": 1}]}
+    with pytest.raises(Refused, match="tie"):
+        read("stack_exchange", same)
+    with pytest.raises(BadRow, match="answers"):
+        read("stack_exchange", {**STACK_EXCHANGE, "answers": ["a"]})
+
+
+def test_whole_reviews_are_cut_to_what_follows_their_beginning():
+    """The public IMDB pairs repeat the beginning in both answers; white space is kept."""
+    row = {"text": "This film is", "chosen": "This film is a joy.", "rejected": "This film is a bore. This film is"}
+    assert read("imdb_prefix", row) == (
+        [{"role": "text", "content": "This film is"}],
+        " a joy.",
+        " a bore. This film is",
+    )
+    assert read("imdb_prefix", {**IMDB, "chosen": "This film is odd."})[1] == "This film is odd."
+
+
+def test_public_ultrafeedback_pairs_are_read_whole():
+    """The ArmoRM pairs have a text prompt, whole conversations and columns that are no part of a pair."""
+    row = {
+        **{key: ULTRAFEEDBACK[key] for key in ("prompt", "chosen", "rejected")},
+        "prompt_id": "a",
+        "all_rm_scores": [0.1],
+    }
+    assert find_reader("auto", row) is READERS["trl"]
+    assert read("trl", row) == ([user("One plus one?")], "Two.", "Three.")

@@ -85,8 +85,15 @@ def test_a_row_does_not_depend_on_its_neighbours_or_on_the_pad_token(model):
     torch.testing.assert_close(some, together[order], rtol=0, atol=1e-12)
 
 
-def test_no_tensor_of_batch_by_length_by_vocabulary_is_made(model):
-    response_scores(model, PROMPTS, RESPONSES)  # the probe of projects_linearly is over after this
+class Adapted(nn.Linear):
+    """A head that is more than its weight, as adapters make it."""
+
+
+def test_a_head_that_is_more_than_its_weight_is_called_chunk_by_chunk(model):
+    model.get_output_embeddings().__class__ = Adapted
+    expected = plain_scores(model, PROMPTS, RESPONSES)[0]
+    scores = response_scores(model, PROMPTS, RESPONSES, chunk_tokens=4)  # the probes are over after this
+    torch.testing.assert_close(scores.logp, expected, rtol=0, atol=1e-10)
     chunk, shapes, inputs = 4, [], []
     model.get_output_embeddings().register_forward_hook(lambda _m, args, out: shapes.append(out.shape))
     model.register_forward_hook(lambda *_: inputs.append("full forward"))

@@ -17,6 +17,7 @@ from transformers import get_scheduler
 import tiny
 from prefopt import progress
 from prefopt.errors import EXIT_TRY_AGAIN, BadInput, FailedCheck, TryAgain
+from prefopt.heads import heads_on
 from prefopt.losses import LOSSES
 from prefopt.models import new_reward_model, save_model
 from prefopt.objectives import (
@@ -215,11 +216,18 @@ def test_every_registered_loss_gets_what_it_needs_and_sends_gradient_to_the_poli
         neg_log_dispersion=draw.uniform(0.1, 2.0, SIZE),
         chosen_reward=draw.normal(size=(SIZE, 3)),
         rejected_reward=draw.normal(size=(SIZE, 3)),
+        vote_share=draw.uniform(size=SIZE),
+        other_ref_chosen_logp=draw.uniform(-20, -10, SIZE),
+        other_ref_rejected_logp=draw.uniform(-20, -10, SIZE),
+        chosen_win_rate=draw.uniform(size=SIZE),
+        rejected_win_rate=draw.uniform(size=SIZE),
+        auxiliary_reward=draw.normal(size=SIZE),
     )
-    loss, sums = objective.loss(model, list(range(8)), START)
-    loss.backward()
+    with heads_on(model, objective.pair_loss.needs):
+        loss, sums = objective.loss(model, list(range(8)), START)
+        loss.backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     assert math.isfinite(loss.item())
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     known = {"accuracy", "margin", "chosen_logp", "rejected_logp", "chosen_log_ratio", "rejected_log_ratio"}
     members = {"member_0", "member_1", "member_2"} if LOSSES[name].member else set()
     assert set(sums) == known | members

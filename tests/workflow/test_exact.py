@@ -47,7 +47,7 @@ def test_the_item_its_study_and_the_report_are_there(made):
     with (made.artifact("papers/own") / "table.csv").open() as stream:
         assert [row["verdict"] for row in csv.DictReader(stream)] == ["reproduced"] * 2
     assert "A small exact item" in (made.folder / "results" / "report.html").read_text()
-    assert json.loads((made.folder / "results" / "published.json").read_text())["imported"] == [
+    assert json.loads((made.folder / "results" / "published.json").read_text())["published"] == [
         f"papers/own/{made.artifact('papers/own').name}"
     ]
 

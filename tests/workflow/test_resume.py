@@ -178,3 +178,12 @@ def test_a_failed_job_ends_in_the_line_that_says_what_to_do(project):
     assert last.startswith("results/logs/pairs/")
     assert "prefopt prepare-pairs: " in last
     assert "pairs.jsonl" in last
+
+
+def test_a_job_that_slurm_started_imports_for_itself(project):
+    """Slurm hands the environment on, so its jobs know of a server that their limits do not reach."""
+    asked = "from prefopt.warm import run_in_server; print(run_in_server(['--help']))"
+    here, there = (f'{prefix} {sys.executable} -c "{asked}"' for prefix in ("", "SLURM_JOB_ID=7"))
+    run = project.prefopt("launch", "--", "bash", "-c", f"{there}; {here}", check=True)
+    assert run.stdout.splitlines()[0] == "None"
+    assert run.stdout.splitlines()[-1] == "0"

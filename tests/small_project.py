@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 TRAIN = {"steps": 4, "batch_size": 8, "learning_rate": 1e-3}
 THINGS = ["river", "forest", "market", "harbour", "garden", "kitchen", "library", "station", "mountain", "village"]
 DETAILS = ["quiet", "narrow", "golden", "crowded", "ancient", "windy", "empty", "bright", "hidden", "famous"]

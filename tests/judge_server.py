@@ -144,11 +144,29 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
         self.close_connection = True
 
+    def _fault_drip(self) -> None:
+        """A reply that never ends and never pauses for long."""
+        self.send_response(200)
+        self.send_header("content-length", "1000")
+        self.end_headers()
+        for _ in range(1000):
+            self.wfile.write(b" ")
+            self.wfile.flush()
+            time.sleep(0.1)
+
     def _fault_garbage(self) -> None:
         self._send(200, b'{"choices": [{"mess')
 
     def _fault_empty(self) -> None:
         self._send(200, b'{"choices": []}')
+
+    def _fault_tomorrow(self) -> None:
+        self._send(429, b'{"error": "quota"}', retry_after="86400")
+
+    def _fault_long(self) -> None:
+        """As OpenAI, vLLM and llama.cpp say it."""
+        error = {"message": "This model's maximum context length is 64 tokens.", "code": "context_length_exceeded"}
+        self._send(400, json.dumps({"error": error}).encode())
 
     def _fault_refuse(self) -> None:
         self._send(401, b'{"error": "bad key ' + (self.headers.get("authorization") or "").encode() + b'"}')
