@@ -7,7 +7,7 @@ import torch
 from transformers import GenerationConfig
 
 import tiny
-from prefopt import generation
+from prefopt import decoding
 from prefopt.artifacts import Node, read_json
 from prefopt.errors import BadInput
 from prefopt.generation import generate
@@ -115,15 +115,15 @@ class Killed(Exception):
 
 def test_a_killed_run_goes_on_after_its_last_whole_batch(model, tmp_path, monkeypatch):
     whole = run(model)
-    drawn, decode = [], generation._ended_rows
+    drawn, decode = [], decoding.decode
 
-    def counted(draw, prompts, *rest):
+    def counted(model, prompts, **settings):
         if len(drawn) == 2:
             raise Killed
         drawn.append(prompts)
-        return decode(draw, prompts, *rest)
+        return decode(model, prompts, **settings)
 
-    monkeypatch.setattr(generation, "_ended_rows", counted)
+    monkeypatch.setattr(decoding, "decode", counted)
     with pytest.raises(Killed):
         run(model, state=tmp_path)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["batch-000000.json", "batch-000001.json"]

@@ -33,6 +33,7 @@ MANIFEST = "manifest.json"
 SCRATCH = ".scratch"
 BUILDING = ".building"  # locked in the scratch folder for as long as a process builds there
 _NOT_CONTENT = frozenset({MANIFEST, ".snakemake_timestamp"})  # the second is what Snakemake leaves in folders
+_MANY = {"pair_id": "pairs", "prompt_id": "prompts"}
 _RECORDED_PACKAGES = (
     "torch",
     "transformers",
@@ -119,8 +120,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def write_table(path: Path, table: Any) -> None:
-    """Write a pandas data frame as parquet, without its index."""
-    table.to_parquet(path, index=False)
+    """Write a pandas data frame as parquet, without its index, so that it appears whole or not at all."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    table.to_parquet(beside, index=False)
+    os.replace(beside, path)
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None, split: str | None = None) -> Any:
@@ -142,19 +145,19 @@ def read_rows(path: Path) -> list[list[str]]:
         return list(csv.reader(stream))
 
 
-def join_one_to_one(left: Any, right: Any, what: str) -> Any:
-    """Join two tables on ``pair_id``; every pair must be in both exactly once.
+def join_one_to_one(left: Any, right: Any, what: str, on: str = "pair_id") -> Any:
+    """Join two tables on a key; every row of the left must be in both exactly once.
 
-    Raises BadInput naming the first missing or repeated pair: tables are never joined on row order.
+    Raises BadInput naming the first missing or repeated key: tables are never joined on row order.
     """
     for side in (left, right):
-        repeated = side.loc[side["pair_id"].duplicated(), "pair_id"]
+        repeated = side.loc[side[on].duplicated(), on]
         if len(repeated):
-            raise BadInput(f"{what}: pair_id {repeated.iloc[0]} stands in more than one row")
-    missing = left.loc[~left["pair_id"].isin(right["pair_id"]), "pair_id"]
+            raise BadInput(f"{what}: {on} {repeated.iloc[0]} stands in more than one row")
+    missing = left.loc[~left[on].isin(right[on]), on]
     if len(missing):
-        raise BadInput(f"{what}: no row for pair_id {missing.iloc[0]} ({len(missing)} pairs missing)")
-    return left.merge(right, on="pair_id", how="left", validate="one_to_one")
+        raise BadInput(f"{what}: no row for {on} {missing.iloc[0]} ({len(missing)} {_MANY.get(on, 'rows')} missing)")
+    return left.merge(right, on=on, how="left", validate="one_to_one")
 
 
 @dataclass(frozen=True)

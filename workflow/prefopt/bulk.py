@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prefopt.progress import Progress
+from prefopt.rows import Kept, over_batches
 from prefopt.scoring import length_batches, response_scores, reward_scores
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 Ids = Sequence[Sequence[int]]
@@ -19,15 +20,41 @@ SIDES = ("chosen", "rejected")
 _CPU_TOKENS = 2048  # of one pass: larger ones gain nothing on a CPU and leave its caches
 
 
-def _batches(model: PreTrainedModel, prompt_ids: Ids, responses: Sequence[Ids], batch_size: int, what: str):
-    """Rows by length, their prompts, and all responses to them, the first of every row before the second."""
+def _over_rows(
+    model: PreTrainedModel,
+    prompt_ids: Ids,
+    responses: Sequence[Ids],
+    *,
+    batch_size: int,
+    compute: Callable[[Ids, Ids], Mapping[str, Tensor]],
+    what: str,
+    kept: Kept | None,
+) -> dict[str, np.ndarray]:
+    """What ``compute`` gives for all responses to some prompts, over all rows: by name, [N, responses, numbers].
+
+    ``compute`` gets rows' prompts and the responses to them, the first of every row before the second.
+    """
+    import torch
+
     lengths = [len(prompt) + sum(map(len, answers)) for prompt, *answers in zip(prompt_ids, *responses, strict=True)]
     budget = _CPU_TOKENS if model.device.type == "cpu" else None
+
+    def columns(rows: Sequence[int]) -> dict[str, np.ndarray]:
+        found = compute([prompt_ids[row] for row in rows], [ids[row] for ids in responses for row in rows])
+        return {
+            f"{name}.{at}.{number}": column
+            for name, values in found.items()
+            for at, part in enumerate(values.cpu().numpy().reshape(len(responses), len(rows), -1))
+            for number, column in enumerate(part.T)
+        }
+
     batches = list(_by_length(lengths, max(1, batch_size // len(responses)), budget))
-    with Progress(len(batches), what) as bar:
-        for rows in batches:
-            yield rows, [prompt_ids[row] for row in rows], [ids[row] for ids in responses for row in rows]
-            bar.advance()
+    with torch.no_grad():
+        flat = over_batches(columns, batches, lengths, what=what, kept=kept)
+    by_name: dict[str, list[np.ndarray]] = {}
+    for name, column in flat.items():
+        by_name.setdefault(name.split(".", maxsplit=1)[0], []).append(column)
+    return {name: np.stack(each, axis=-1).reshape(len(lengths), len(responses), -1) for name, each in by_name.items()}
 
 
 def _by_length(lengths: Sequence[int], size: int, tokens: int | None) -> Iterator[list[int]]:
@@ -44,60 +71,76 @@ def _by_length(lengths: Sequence[int], size: int, tokens: int | None) -> Iterato
 
 
 def score_responses(
-    model: PreTrainedModel, prompt_ids: Ids, response_ids: Ids, *, batch_size: int
+    model: PreTrainedModel, prompt_ids: Ids, response_ids: Ids, *, batch_size: int, kept: Kept | None = None
 ) -> dict[str, np.ndarray]:
-    """``logp`` (nats, summed), ``tokens`` (count) and ``entropy`` (mean nats per token) of every response, each [N]."""
-    return {name: values[:, 0] for name, values in _score(model, prompt_ids, [response_ids], batch_size).items()}
+    """``logp`` (nats, summed), ``tokens`` (count) and ``entropy`` (mean nats per token) of every response, each [N].
+
+    ``kept``, also below, is that of ``rows.over_batches``.
+    """
+    found = _score(model, prompt_ids, [response_ids], batch_size, kept)
+    return {name: values[:, 0] for name, values in found.items()}
 
 
 def score_pairs(
-    model: PreTrainedModel, prompt_ids: Ids, chosen_ids: Ids, rejected_ids: Ids, *, batch_size: int
+    model: PreTrainedModel,
+    prompt_ids: Ids,
+    chosen_ids: Ids,
+    rejected_ids: Ids,
+    *,
+    batch_size: int,
+    kept: Kept | None = None,
 ) -> dict[str, np.ndarray]:
     """What ``score_responses`` tells of chosen and rejected responses, as ``chosen_logp`` and so on, each [N].
 
     Both are scored in one pass, at most ``batch_size`` responses at a time, with the prompt computed once.
     """
-    found = _score(model, prompt_ids, [chosen_ids, rejected_ids], batch_size)
+    found = _score(model, prompt_ids, [chosen_ids, rejected_ids], batch_size, kept)
     return {f"{side}_{name}": values[:, at] for at, side in enumerate(SIDES) for name, values in found.items()}
 
 
-def _score(model: PreTrainedModel, prompt_ids: Ids, responses: Sequence[Ids], batch_size: int) -> dict[str, np.ndarray]:
+def _score(
+    model: PreTrainedModel, prompt_ids: Ids, responses: Sequence[Ids], batch_size: int, kept: Kept | None
+) -> dict[str, np.ndarray]:
     """Each [N, responses per prompt]."""
-    import torch
 
-    shape = len(prompt_ids), len(responses)
-    out = {"logp": np.empty(shape), "tokens": np.empty(shape, dtype=np.int64), "entropy": np.empty(shape)}
-    with torch.no_grad():
-        for rows, prompts, answers in _batches(model, prompt_ids, responses, batch_size, "score"):
-            scores = response_scores(model, prompts, answers, entropy=True)
-            for name, column in out.items():
-                column[rows] = getattr(scores, name).view(len(responses), -1).T.cpu().numpy()
-    return out
+    def compute(prompts: Ids, answers: Ids) -> dict[str, Tensor]:
+        scores = response_scores(model, prompts, answers, entropy=True)
+        return {"logp": scores.logp.double(), "tokens": scores.tokens, "entropy": scores.entropy.double()}
+
+    settings = {"batch_size": batch_size, "what": "score", "kept": kept}
+    found = _over_rows(model, prompt_ids, responses, compute=compute, **settings)
+    return {name: values[:, :, 0] for name, values in found.items()}
 
 
-def reward_responses(model: PreTrainedModel, prompt_ids: Ids, response_ids: Ids, *, batch_size: int) -> np.ndarray:
+def reward_responses(
+    model: PreTrainedModel, prompt_ids: Ids, response_ids: Ids, *, batch_size: int, kept: Kept | None = None
+) -> np.ndarray:
     """Reward of every response [N]."""
-    return _reward(model, prompt_ids, [response_ids], batch_size)[:, 0]
+    return _reward(model, prompt_ids, [response_ids], batch_size, kept)[:, 0]
 
 
 def reward_pairs(
-    model: PreTrainedModel, prompt_ids: Ids, chosen_ids: Ids, rejected_ids: Ids, *, batch_size: int
+    model: PreTrainedModel,
+    prompt_ids: Ids,
+    chosen_ids: Ids,
+    rejected_ids: Ids,
+    *,
+    batch_size: int,
+    kept: Kept | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rewards of chosen and of rejected responses, each [N], or [N, K] for K heads on one body; passes as above."""
-    found = _reward(model, prompt_ids, [chosen_ids, rejected_ids], batch_size)
+    found = _reward(model, prompt_ids, [chosen_ids, rejected_ids], batch_size, kept)
     return found[:, 0], found[:, 1]
 
 
-def _reward(model: PreTrainedModel, prompt_ids: Ids, responses: Sequence[Ids], batch_size: int) -> np.ndarray:
+def _reward(
+    model: PreTrainedModel, prompt_ids: Ids, responses: Sequence[Ids], batch_size: int, kept: Kept | None
+) -> np.ndarray:
     """[N, responses per prompt], or [N, responses per prompt, K]."""
-    import torch
 
-    out = None
-    with torch.no_grad():
-        for rows, prompts, answers in _batches(model, prompt_ids, responses, batch_size, "reward"):
-            scores = reward_scores(model, prompts, answers)
-            scores = scores.unflatten(0, (len(responses), -1)).transpose(0, 1).cpu().numpy()
-            if out is None:
-                out = np.empty((len(prompt_ids), *scores.shape[1:]))
-            out[rows] = scores
-    return out
+    def compute(prompts: Ids, answers: Ids) -> dict[str, Tensor]:
+        return {"reward": reward_scores(model, prompts, answers).double()}
+
+    settings = {"batch_size": batch_size, "what": "reward", "kept": kept}
+    rewards = _over_rows(model, prompt_ids, responses, compute=compute, **settings)["reward"]
+    return rewards[:, :, 0] if rewards.shape[2] == 1 else rewards

@@ -15,11 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefopt import __version__, parallel, warm
+from prefopt import __version__, parallel, team, warm
 from prefopt.errors import EXIT_DONE, EXIT_TRY_AGAIN, BadInput, FailedCheck, PrefoptError
+from prefopt.shares import check_divisible, has_divisible_rows
 from prefopt.stages import STAGES, RunOptions, Stage, rankings, versions, votes_file
 
 if TYPE_CHECKING:
+    from prefopt.artifacts import Node
     from prefopt.plan import Plan
 
 log = logging.getLogger("prefopt")
@@ -150,6 +152,9 @@ def _add_stage(verbs: argparse._SubParsersAction, common: argparse.ArgumentParse
     if "sharding" in stage.options:
         text = "full: weights, gradients and optimiser state divided among processes that torchrun started"
         verb.add_argument("--sharding", choices=("none", "full"), default=defaults.sharding, help=text)
+    if "processes" in stage.options:
+        text = "processes that share the rows, each with a whole model on a GPU of its own"
+        verb.add_argument("--processes", type=_count, default=defaults.processes, help=text)
     if "device" in stage.options:
         verb.add_argument("--device", choices=("auto", "cpu", "cuda"), default=defaults.device)
     if annotated:
@@ -225,13 +230,25 @@ def _make(arguments: argparse.Namespace, spec: Path) -> None:
     if node.stage.split("/", maxsplit=1)[0] != stage.folder:
         raise FailedCheck(f"{spec}: a spec of '{node.stage}', which '{stage.verb}' does not make")
     options = RunOptions(**{name: getattr(arguments, name) for name in stage.options})
-    results = results_of(spec)
+    build = partial(_build, stage, node, results_of(spec), options)
+    check_divisible(node, options.processes)
+    if has_divisible_rows(node):
+        team.run(options.processes, build)
+    else:
+        build()
+    log.info("%s: done, see %s", stage.verb, results_of(spec) / node.ref)
+
+
+def _build(stage: Stage, node: Node, results: Path, options: RunOptions) -> None:
+    if team.size() > 1:
+        parallel.take_gpu(team.rank(), options.device)
     with (
         parallel.started(stage.verb, several="sharding" in stage.options, device=options.device),
         parallel.building_together(node, results) as build,
     ):
         stage.load()(build, options)
-    log.info("%s: done, see %s", stage.verb, results / node.ref)
+        if team.size() > 1:
+            build.summary |= {"processes": team.size()}
 
 
 def _win_rate(arguments: argparse.Namespace) -> None:

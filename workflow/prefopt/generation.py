@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from prefopt import team
 from prefopt.artifacts import canonical_json, read_json, write_json
-from prefopt.errors import BadInput
+from prefopt.errors import BadInput, FailedCheck
 from prefopt.progress import Progress
+from prefopt.shares import shares
 from prefopt.tokens import end_ids
 
 if TYPE_CHECKING:
@@ -58,28 +59,68 @@ def generate(
     Batch b of sampling.batch_size prompts draws from the seed (sampling.seed, b), so that what is sampled depends on
     the prompts and the sampling spec only. The model's own decoding defaults are not used, and the global random
     state is left as it was. Finished batches are kept in the folder ``state`` and not drawn again; a folder belongs to
-    one model. Raises BadInput for an empty prompt, where a prompt and max_new_tokens exceed the positions that the
-    model was made for, and for an engine that is not installed.
+    one model. As one of several processes it draws its share of the batches, the same text whatever their number; that
+    takes ``state``. Raises BadInput for an empty prompt, where a prompt and max_new_tokens exceed the positions that
+    the model was made for, and for an engine that is not installed.
     """
     _check_prompts(model, prompt_ids, sampling)
     ends = end_token_ids(model, tokenizer)
-    responses: list[list[int]] = []
     starts = range(0, len(prompt_ids), sampling.batch_size)
+    batches = [_Batch(prompt_ids, sampling, ends, number, state) for number in range(len(starts))]
+    left = [batch for batch in batches if batch.kept() is None] if team.size() > 1 else batches
+    team.barrier()  # all have looked before anyone draws
+    mine = shares([batch.cost for batch in left], team.size())[team.rank()]
     with (
         _engine(model, tokenizer, sampling, ends) as draw,
-        Progress(len(starts), "generate", shown=progress) as bar,
+        Progress(len(mine), "generate", shown=progress) as bar,
     ):
-        for number, start in enumerate(starts):
-            prompts = [[*prompt] for prompt in prompt_ids[start : start + sampling.batch_size]]
-            seed = _batch_seed(sampling.seed, number)
-            batch = partial(_ended_rows, draw, prompts, seed, ends)
-            if state is None:
-                responses += batch()
-            else:
-                asked = {"prompts": prompts, "sampling": sampling.model_dump(), "seed": seed, "ends": ends}
-                responses += _kept(state / f"batch-{number:06d}.json", asked, batch)
+        for number in mine:
+            team.check()
+            left[number].respond(draw)
             bar.advance()
+    team.barrier()
+    responses = [response for batch in batches for response in batch.merged()]
     return Generations(responses, [response[-1] in ends for response in responses])
+
+
+class _Batch:
+    """Prompts whose responses are drawn from one seed, and where these are kept."""
+
+    def __init__(
+        self, prompt_ids: Ids, sampling: SamplingSpec, ends: list[int], number: int, state: Path | None
+    ) -> None:
+        start = number * sampling.batch_size
+        self._prompts = [[*prompt] for prompt in prompt_ids[start : start + sampling.batch_size]]
+        self._seed, self._ends = _batch_seed(sampling.seed, number), ends
+        self._path = state / f"batch-{number:06d}.json" if state is not None else None
+        self._asked = {"prompts": self._prompts, "sampling": sampling.model_dump(), "seed": self._seed, "ends": ends}
+        self._responses: list[list[int]] | None = None
+        self.cost = sum(map(len, self._prompts)) + len(self._prompts) * sampling.max_new_tokens
+
+    def kept(self) -> list[list[int]] | None:
+        """The responses in a file that was made for exactly this."""
+        if self._path is None or not self._path.is_file():
+            return None
+        kept = read_json(self._path)
+        return kept["responses"] if kept["of"] == self._digest() else None
+
+    def respond(self, draw: DrawBatch) -> None:
+        """Draw and keep the responses, if they are not there; each is cut after its first end token."""
+        self._responses = self.kept()
+        if self._responses is None:
+            self._responses = [_cut(row, self._ends) for row in draw(self._prompts, self._seed)]
+            if self._path is not None:
+                write_json(self._path, {"of": self._digest(), "responses": self._responses})
+
+    def merged(self) -> list[list[int]]:
+        """The responses, one per prompt, whichever process drew them; FailedCheck where they are not."""
+        found = self.kept() if self._responses is None else self._responses
+        if found is None or len(found) != len(self._prompts):
+            raise FailedCheck(f"{self._path}: not one response for each of {len(self._prompts)} prompts; run again")
+        return found
+
+    def _digest(self) -> str:
+        return hashlib.sha256(canonical_json(self._asked).encode()).hexdigest()
 
 
 def _check_prompts(model: PreTrainedModel, prompt_ids: Ids, sampling: SamplingSpec) -> None:
@@ -98,16 +139,6 @@ def _check_prompts(model: PreTrainedModel, prompt_ids: Ids, sampling: SamplingSp
             f"a prompt of {longest} tokens and max_new_tokens {sampling.max_new_tokens} exceed the model's {limit} "
             "positions; lower sampling.max_new_tokens or tokens.max_prompt_tokens"
         )
-
-
-def _kept(path: Path, asked: dict[str, Any], draw: Callable[[], list[list[int]]]) -> list[list[int]]:
-    """The responses in a file that was made for ``asked``; else they are drawn and written there."""
-    digest = hashlib.sha256(canonical_json(asked).encode()).hexdigest()
-    kept = read_json(path) if path.is_file() else {"of": None}
-    if kept["of"] != digest:
-        kept = {"of": digest, "responses": draw()}
-        write_json(path, kept)
-    return kept["responses"]
 
 
 def _batch_seed(seed: int, number: int) -> int:
@@ -175,11 +206,6 @@ def _transformers_batch(model: PreTrainedModel, prompt_ids: Ids, ends: list[int]
     attention = (torch.arange(ids.shape[1]) >= ids.shape[1] - lengths[:, None]).long()
     out = model.generate(input_ids=ids.to(model.device), attention_mask=attention.to(model.device))
     return out[:, ids.shape[1] :].tolist()
-
-
-def _ended_rows(draw: DrawBatch, prompts: Ids, seed: int, ends: list[int]) -> list[list[int]]:
-    """Responses to a batch, each cut after its first end token."""
-    return [_cut(row, ends) for row in draw(prompts, seed)]
 
 
 def _cut(ids: list[int], ends: list[int]) -> list[int]:

@@ -5,11 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from prefopt.costs import Work, work_of
 from prefopt.errors import BadInput, nearest
 from prefopt.plan import Plan
+from prefopt.shares import ROW_STAGES, TRAINING_STAGES, row_processes
 from prefopt.sizes import Sizes
+
+if TYPE_CHECKING:
+    from prefopt.artifacts import Node
+    from prefopt.specs import ExecutionSpec
 
 # One thread of an AMD EPYC, float32, in a full run of both papers' demo items.
 CPU_TRAIN, CPU_READ, CPU_WRITE = 30e9, 30e9, 2.4e9  # FLOP/s
@@ -50,6 +56,9 @@ class StageCost:
     cpu_memory: float = 0.0
     gpu_memory: float = 0.0  # on each GPU of the largest job
     gpus: int = 0  # of the largest job
+    longest: float = 0.0  # seconds of the job that takes longest, on its GPUs
+    sharded: bool = False  # whether a job's state is divided among its GPUs
+    whole: bool = False  # whether its jobs need a whole model on every GPU
     fits: bool = True
     micro_batch: float = math.inf  # rows with which all jobs would fit; 0: none
     disk: float = 0.0
@@ -91,15 +100,27 @@ def gpu_seconds(work: Work, gpu: Gpu) -> float:
     return work.train / (MFU_TRAIN * peak) + work.read / (MFU_READ * peak) + work.written / work.batch * step
 
 
-def placed(work: Work, gpu: Gpu, number: int) -> tuple[int, float, bool]:
-    """How many GPUs a job takes, bytes on each, and whether it fits: one if it can, else its state is sharded."""
+def placed(work: Work, gpu: Gpu, number: int, processes: int = 1) -> tuple[int, float, bool]:
+    """How many GPUs a training job takes, bytes on each, and whether it fits.
+
+    As many as it has processes if it fits on one; else all, with its state sharded.
+    """
     if work.model is None or not work.state:
         return 0, 0.0, True
     on_one = GPU_CONTEXT + work.state + work.activations
     if on_one <= gpu.memory:
-        return 1, on_one, True
+        return min(processes, number), on_one, True
     sharded = GPU_CONTEXT + work.state / number + work.activations
     return number, sharded, sharded <= gpu.memory
+
+
+def placed_rows(work: Work, gpu: Gpu, number: int, processes: int) -> tuple[int, float, bool]:
+    """The same of a job that runs a whole model over rows in every process; answers are divided by whole batches."""
+    if work.model is None or not work.state:
+        return 0, 0.0, True
+    batches = math.ceil(work.written / work.answer / work.batch) if work.written else processes
+    on_one = GPU_CONTEXT + work.state + work.activations
+    return max(1, min(processes, number, batches)), on_one, on_one <= gpu.memory
 
 
 def _fitting_rows(work: Work, gpu: Gpu, number: int) -> int:
@@ -120,16 +141,25 @@ def stage_costs(plan: Plan, sizes: Sizes, there: Iterable[str], gpus: tuple[str,
         work = work_of(sizes, node)
         stage.jobs += 1
         stage.cpu_seconds += cpu_seconds(work)
-        stage.cpu_memory = max(stage.cpu_memory, cpu_memory(work))
+        rows, processes = node.stage in ROW_STAGES, processes_of(node, plan.config.execution)
+        stage.cpu_memory = max(stage.cpu_memory, processes * cpu_memory(work))
         stage.disk += work.disk
         stage.checkpoint = max(stage.checkpoint, work.checkpoint)
         stage.dollars += work.dollars
         if gpus is not None:
-            gpu = GPUS[gpus[0]]
-            stage.gpu_seconds += gpu_seconds(work, gpu)
-            number, memory, fits = placed(work, gpu, gpus[1])
+            gpu, seconds = GPUS[gpus[0]], gpu_seconds(work, GPUS[gpus[0]])
+            number, memory, fits = (placed_rows if rows else placed)(work, gpu, gpus[1], processes)
+            stage.gpu_seconds += seconds
+            stage.longest = max(stage.longest, seconds / max(number, 1))
             stage.fits &= fits
+            stage.whole |= rows
+            stage.sharded |= not rows and number > processes
             if not fits:
                 stage.micro_batch = min(stage.micro_batch, _fitting_rows(work, gpu, gpus[1]))
             stage.gpus, stage.gpu_memory = max((stage.gpus, stage.gpu_memory), (number, memory))
     return found
+
+
+def processes_of(node: Node, execution: ExecutionSpec) -> int:
+    """Processes of the job that makes an artifact."""
+    return execution.processes if node.stage in TRAINING_STAGES else row_processes(node, execution)

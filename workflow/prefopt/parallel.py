@@ -17,8 +17,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prefopt import team
 from prefopt.errors import BadInput, FailedCheck, PrefoptError
 from prefopt.lazy import LazyModule
+from prefopt.shares import gpu_of
 
 if TYPE_CHECKING:
     import torch
@@ -56,10 +58,7 @@ def started(verb: str, *, several: bool, device: str) -> Iterator[None]:
         raise BadInput(f"{verb} was started as {count} processes, and runs as one; start it as python -m prefopt")
     backend = "gloo"
     if device != "cpu" and torch.cuda.is_available():
-        local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-        if local >= gpus:
-            raise BadInput(f"process {local} of this machine has no GPU: there are {gpus}; start as many processes")
-        torch.cuda.set_device(local)
+        take_gpu(int(os.environ["LOCAL_RANK"]), device)
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, timeout=_PATIENCE)
     if not is_main():
@@ -68,6 +67,12 @@ def started(verb: str, *, several: bool, device: str) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def take_gpu(local_rank: int, device: str) -> None:
+    """Make the GPU of this machine's process with that number the one that cuda means; nothing where there is none."""
+    if device != "cpu" and torch.cuda.is_available():
+        torch.cuda.set_device(gpu_of(local_rank, torch.cuda.device_count()))
 
 
 def world() -> int:
@@ -146,13 +151,15 @@ def building_together(node: Node, results: Path) -> Iterator[Build]:
     """``artifacts.building`` in the first process; what the others write goes to a folder that is thrown away."""
     from prefopt.artifacts import SCRATCH, Build, building
 
-    if is_main():
+    if is_main() and team.is_first():
         with building(node, results) as build:
             yield build
+            team.barrier()  # nobody reads from the scratch folder any more
         return
     with tempfile.TemporaryDirectory(prefix="prefopt-") as folder:
         scratch = results / SCRATCH / node.ref
         yield Build(node=node, results=results, out=results / node.ref, work=Path(folder), scratch=scratch)
+        team.barrier()
 
 
 def _joined() -> bool:

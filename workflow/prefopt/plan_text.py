@@ -44,12 +44,13 @@ def _cpu_rows(stages: Mapping[str, StageCost]) -> list[list[str]]:
 
 
 def _gpu_rows(stages: Mapping[str, StageCost]) -> list[list[str]]:
-    rows = [["stage", "make", "have", "GPU-hours", "GPUs per job", "memory per GPU", "fits", "disk"]]
+    rows = [["stage", "make", "have", "GPU-hours", "GPUs per job", "longest job", "memory per GPU", "fits", "disk"]]
     for name, stage in stages.items():
-        costs = ["", "", "", ""]
+        costs = [""] * 5
         if stage.gpus:
-            fits = ("yes" if stage.gpus == 1 else "sharded") if stage.fits else "no"
-            costs = [f"{stage.gpu_seconds / 3600:.2f}", str(stage.gpus), size(stage.gpu_memory), fits]
+            fits = ("sharded" if stage.sharded else "yes") if stage.fits else "no"
+            hours, longest = f"{stage.gpu_seconds / 3600:.2f}", duration(stage.longest)
+            costs = [hours, str(stage.gpus), longest, size(stage.gpu_memory), fits]
         rows.append([name, str(stage.jobs), str(stage.there), *costs, size(stage.disk) if stage.jobs else ""])
     return rows
 
@@ -83,6 +84,8 @@ def _estimate(stages: Mapping[str, StageCost], gpus: tuple[str, int] | None) -> 
 
 
 def _way_out(stage: StageCost) -> str:
+    if stage.whole:
+        return "every one of its processes holds a whole model; take GPUs with more memory"
     if stage.micro_batch >= 1:
         return f"set execution.micro_batch: {stage.micro_batch:.0f} in config.yaml, or gradient_checkpointing: true"
     return "set execution.gradient_checkpointing: true and a lower micro_batch in config.yaml, or take more GPUs"
@@ -95,7 +98,7 @@ def _assumptions(sizes: Sizes, gpus: tuple[str, int] | None) -> list[str]:
             f"assumed: {MFU_TRAIN:.0%} of {gpus[0]}'s data-sheet FLOP rate in training, {MFU_READ:.0%} in reading, "
             f"{BANDWIDTH_USED:.0%} of its bandwidth in writing, {1000 * LAYER_SECONDS:g} ms a layer; not measured"
         )
-        if any(stage.gpus > 1 for stage in stage_costs(sizes.plan, sizes, (), gpus).values()):
+        if any(stage.sharded for stage in stage_costs(sizes.plan, sizes, (), gpus).values()):
             lines.append(
                 "assumed: what does not fit on one GPU has its state divided evenly (execution.sharding: full)"
             )

@@ -8,6 +8,8 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from prefopt import team
+
 _LINE_SECONDS = 10.0
 _LINE_SHARE = 0.1
 
@@ -20,7 +22,7 @@ class Progress:
     """
 
     def __init__(self, total: int, label: str, *, start: int = 0, shown: bool = True) -> None:
-        terminal = sys.stderr.isatty()
+        terminal, shown = sys.stderr.isatty(), shown and team.is_first()  # of several processes one speaks
         self._bar = tqdm(total=total, initial=start, desc=label, disable=not (shown and terminal), leave=False)
         self._lines = shown and not terminal
         self._label, self._total, self._start, self._done = label, total, start, start

@@ -5,30 +5,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from prefopt.progress import Progress
+from prefopt.rows import Kept, over_batches
 from prefopt.scoring import Ids, length_batches, response_scores
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformers import PreTrainedModel
 
 
 def score_tokens(
-    model: PreTrainedModel, prompt_ids: Ids, response_ids: Ids, *, batch_size: int
+    model: PreTrainedModel, prompt_ids: Ids, response_ids: Ids, *, batch_size: int, kept: Kept | None = None
 ) -> Sequence[np.ndarray]:
-    """log pi of every token of every response, nats: one array per response, without gradient."""
+    """log pi of every token of every response, nats: one array per response, without gradient.
+
+    ``kept`` is that of ``rows.over_batches``.
+    """
     import torch
 
     lengths = [len(prompt) + len(response) for prompt, response in zip(prompt_ids, response_ids, strict=True)]
-    batches = list(length_batches(lengths, batch_size))
-    out: list[np.ndarray] = [np.empty(0)] * len(lengths)
-    with torch.no_grad(), Progress(len(batches), "tokens") as bar:
-        for rows in batches:
-            scores = response_scores(
-                model, [prompt_ids[row] for row in rows], [response_ids[row] for row in rows], token_level=True
-            )
-            for row, values in zip(rows, scores.token_logp.double().cpu().numpy(), strict=True):
-                out[row] = values[: len(response_ids[row])]
-            bar.advance()
-    return out
+
+    def compute(rows: Sequence[int]) -> dict[str, list[np.ndarray]]:
+        prompts, responses = ([ids[row] for row in rows] for ids in (prompt_ids, response_ids))
+        scores = response_scores(model, prompts, responses, token_level=True)
+        padded = scores.token_logp.double().cpu().numpy()
+        return {"token_logp": [values[: len(ids)] for values, ids in zip(padded, responses, strict=True)]}
+
+    with torch.no_grad():
+        batches = list(length_batches(lengths, batch_size))
+        return over_batches(compute, batches, lengths, what="tokens", kept=kept)["token_logp"]

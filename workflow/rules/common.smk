@@ -6,6 +6,7 @@ from pathlib import Path
 
 from prefopt.errors import PrefoptError
 from prefopt.plan import load_plan
+from prefopt.shares import row_processes
 
 try:
     PLAN = load_plan(Path("config/config.yaml"), config)
@@ -34,8 +35,13 @@ LAYERS = "".join(
 PROCESSES = EXECUTION.processes
 PYTHON, SHARDING = "python", ""
 if PROCESSES > 1:
-    PYTHON = f"OMP_NUM_THREADS={EXECUTION.threads} torchrun --standalone --nproc-per-node {PROCESSES}"
+    # torchrun kills after 30 s what has not saved its state; a scheduler's grace period should decide that.
+    PYTHON = (
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${{TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}}"
+        f" OMP_NUM_THREADS={EXECUTION.threads} torchrun --standalone --nproc-per-node {PROCESSES}"
+    )
     SHARDING = f" --sharding {EXECUTION.sharding}"
+ROW_PROCESSES = EXECUTION.row_processes or PROCESSES
 TRAINING_GPUS = max(EXECUTION.gpus, PROCESSES) if EXECUTION.gpus else 0
 
 # Jobs find the package beside the rules, also in a conda environment that has only its dependencies.
@@ -114,6 +120,34 @@ def memory(gigabytes):
 def minutes(count):
     """Run time in minutes that grows with the attempt."""
     return lambda wildcards, attempt: count * attempt
+
+
+# Snakemake's own setting of this is for all processes of a job together.
+EACH = f"OMP_NUM_THREADS={EXECUTION.threads} " if ROW_PROCESSES > 1 else ""
+
+
+def processes(stage):
+    """Input function: processes of a job that runs a model over rows, where its rows can be divided."""
+    return lambda wildcards: row_processes(
+        PLAN.node(f"{stage}/{wildcards.id}"), EXECUTION
+    )
+
+
+def row_threads(stage):
+    """Input function: threads of all processes of such a job."""
+    return lambda wildcards: EXECUTION.threads * processes(stage)(wildcards)
+
+
+def row_memory(stage):
+    """Memory in MB of all processes of such a job, which grows with the attempt."""
+    return lambda wildcards, attempt: 8000 * processes(stage)(wildcards) * attempt
+
+
+def row_gpus(stage):
+    """Input function: a GPU for each process of such a job, where jobs have GPUs."""
+    return lambda wildcards: (
+        max(EXECUTION.gpus, processes(stage)(wildcards)) if EXECUTION.gpus else 0
+    )
 
 
 def one_process(verb):

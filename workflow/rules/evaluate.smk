@@ -18,14 +18,17 @@ rule generate:
         f"{RESULTS}/benchmarks/generations/{{id}}.tsv"
     conda:
         "../../envs/prefopt.yaml"
-    threads: EXECUTION.threads
+    threads: row_threads("generations")
     resources:
-        mem_mb=memory(8),
+        mem_mb=row_memory("generations"),
         runtime=minutes(240),
-        gpu=EXECUTION.gpus,
+        gpu=row_gpus("generations"),
         device=DEVICE,
+        processes=processes("generations"),
     shell:
-        "python -m prefopt generate --spec {input.spec:q} --device {resources.device} >> {log:q} 2>&1"
+        EACH
+        + "python -m prefopt generate --spec {input.spec:q} --device {resources.device}"
+        " --processes {resources.processes} >> {log:q} 2>&1"
 
 
 rule judge:
@@ -46,15 +49,18 @@ rule judge:
         f"{RESULTS}/benchmarks/judgements/{{id}}.tsv"
     conda:
         "../../envs/prefopt.yaml"
-    threads: EXECUTION.threads
+    threads: row_threads("judgements")
     resources:
-        mem_mb=memory(8),
+        mem_mb=row_memory("judgements"),
         runtime=minutes(120),
-        gpu=EXECUTION.gpus,
+        gpu=row_gpus("judgements"),
         device=DEVICE,
+        processes=processes("judgements"),
         micro_batch=micro_batch,
     shell:
-        "python -m prefopt judge --spec {input.spec:q} --device {resources.device} --micro-batch {resources.micro_batch} >> {log:q} 2>&1"
+        EACH
+        + "python -m prefopt judge --spec {input.spec:q} --device {resources.device}"
+        " --processes {resources.processes} --micro-batch {resources.micro_batch} >> {log:q} 2>&1"
 
 
 rule train_classifier:

@@ -46,15 +46,18 @@ rule score_rewards:
         id=one_of(group[0].id for group in PLAN.scored_together() if len(group) == 1),
     conda:
         "../../envs/prefopt.yaml"
-    threads: EXECUTION.threads
+    threads: row_threads("rewards")
     resources:
-        mem_mb=memory(8),
+        mem_mb=row_memory("rewards"),
         runtime=minutes(120),
-        gpu=EXECUTION.gpus,
+        gpu=row_gpus("rewards"),
         device=DEVICE,
+        processes=processes("rewards"),
         micro_batch=micro_batch,
     shell:
-        "python -m prefopt score-rewards --spec {input.spec:q} --device {resources.device} --micro-batch {resources.micro_batch} >> {log:q} 2>&1"
+        EACH
+        + "python -m prefopt score-rewards --spec {input.spec:q} --device {resources.device}"
+        " --processes {resources.processes} --micro-batch {resources.micro_batch} >> {log:q} 2>&1"
 
 
 # The members of an ensemble are scored in one job, which reads the pairs once.
@@ -78,15 +81,18 @@ for number, group in enumerate(g for g in PLAN.scored_together() if len(g) > 1):
             "rewards"
         conda:
             "../../envs/prefopt.yaml"
-        threads: EXECUTION.threads
+        threads: EXECUTION.threads * ROW_PROCESSES
         resources:
-            mem_mb=memory(8),
+            mem_mb=memory(8 * ROW_PROCESSES),
             runtime=minutes(120),
-            gpu=EXECUTION.gpus,
+            gpu=max(EXECUTION.gpus, ROW_PROCESSES) if EXECUTION.gpus else 0,
             device=DEVICE,
+            processes=ROW_PROCESSES,
             micro_batch=micro_batch,
         shell:
-            "python -m prefopt score-rewards --spec {input.specs:q} --device {resources.device} --micro-batch {resources.micro_batch} >> {log:q} 2>&1"
+            EACH
+            + "python -m prefopt score-rewards --spec {input.specs:q} --device {resources.device}"
+            " --processes {resources.processes} --micro-batch {resources.micro_batch} >> {log:q} 2>&1"
 
 
 rule collect_ensemble:
@@ -132,13 +138,15 @@ rule calibrate_rewards:
         f"{RESULTS}/benchmarks/win_rates/{{id}}.tsv"
     conda:
         "../../envs/prefopt.yaml"
-    threads: EXECUTION.threads
+    threads: row_threads("win_rates")
     resources:
-        mem_mb=memory(8),
+        mem_mb=row_memory("win_rates"),
         runtime=minutes(240),
-        gpu=EXECUTION.gpus,
+        gpu=row_gpus("win_rates"),
         device=DEVICE,
+        processes=processes("win_rates"),
         micro_batch=micro_batch,
     shell:
-        "python -m prefopt calibrate-rewards --spec {input.spec:q} --device {resources.device}"
-        " --micro-batch {resources.micro_batch} >> {log:q} 2>&1"
+        EACH
+        + "python -m prefopt calibrate-rewards --spec {input.spec:q} --device {resources.device}"
+        " --processes {resources.processes} --micro-batch {resources.micro_batch} >> {log:q} 2>&1"

@@ -46,15 +46,18 @@ rule score_reference:
     priority: 10  # everything else waits for these
     conda:
         "../../envs/prefopt.yaml"
-    threads: EXECUTION.threads
+    threads: row_threads("reference")
     resources:
-        mem_mb=memory(8),
+        mem_mb=row_memory("reference"),
         runtime=minutes(120),
-        gpu=EXECUTION.gpus,
+        gpu=row_gpus("reference"),
         device=DEVICE,
+        processes=processes("reference"),
         micro_batch=micro_batch,
     shell:
-        "python -m prefopt score-reference --spec {input.spec:q} --device {resources.device} --micro-batch {resources.micro_batch} >> {log:q} 2>&1"
+        EACH
+        + "python -m prefopt score-reference --spec {input.spec:q} --device {resources.device}"
+        " --processes {resources.processes} --micro-batch {resources.micro_batch} >> {log:q} 2>&1"
 
 
 rule sample_reference:
@@ -72,15 +75,18 @@ rule sample_reference:
         f"{RESULTS}/benchmarks/samples/{{id}}.tsv"
     conda:
         "../../envs/prefopt.yaml"
-    threads: EXECUTION.threads
+    threads: row_threads("samples")
     resources:
-        mem_mb=memory(8),
+        mem_mb=row_memory("samples"),
         runtime=minutes(120),
-        gpu=EXECUTION.gpus,
+        gpu=row_gpus("samples"),
         device=DEVICE,
+        processes=processes("samples"),
         micro_batch=micro_batch,
     shell:
-        "python -m prefopt sample-reference --spec {input.spec:q} --device {resources.device} --micro-batch {resources.micro_batch} >> {log:q} 2>&1"
+        EACH
+        + "python -m prefopt sample-reference --spec {input.spec:q} --device {resources.device}"
+        " --processes {resources.processes} --micro-batch {resources.micro_batch} >> {log:q} 2>&1"
 
 
 rule estimate_dispersion:

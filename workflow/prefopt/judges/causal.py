@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from prefopt import team
 from prefopt.errors import BadInput
 from prefopt.judges.answers import RawAnswer
 from prefopt.judges.pairwise import Keep
 from prefopt.judges.templates import CONTROL, JudgeTemplate, Question
+from prefopt.shares import shares
 from prefopt.tokens import end_ids, render_prompt, response_ids, style_of
 
 if TYPE_CHECKING:
@@ -28,7 +30,10 @@ class CausalJudge:
     batch_size: int
 
     def ask(self, questions: Sequence[Question], keep: Keep) -> None:
-        """Keep log P(label | prompt) of both labels; a prompt longer than the model's positions has no answer."""
+        """Keep log P(label | prompt) of both labels; a prompt longer than the model's positions has no answer.
+
+        One of several processes asks its share of the questions.
+        """
         import torch
 
         from prefopt.scoring import length_batches, response_scores
@@ -39,8 +44,11 @@ class CausalJudge:
         fitting = [row for row, ids in enumerate(prompts) if room is None or len(ids) < room]
         for row in sorted(set(range(len(prompts))) - set(fitting)):
             keep(row, RawAnswer(f"not asked: {len(prompts[row])} tokens, the model has {room} positions"))
-        for batch in length_batches([len(prompts[row]) for row in fitting], self.batch_size):
-            rows = [fitting[place] for place in batch]
+        lengths = [len(prompts[row]) for row in fitting]
+        batches = list(length_batches(lengths, self.batch_size))
+        for number in shares([sum(lengths[place] for place in batch) for batch in batches], team.size())[team.rank()]:
+            team.check()
+            rows = [fitting[place] for place in batches[number]]
             asked = [prompts[row] for row in rows]
             replies = [[answer] for answer in answers for _ in rows]
             with torch.no_grad():

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from prefopt import team
+from prefopt.errors import FailedCheck
 from prefopt.judges.answers import IDENTICAL, RawAnswer, preference_of
 from prefopt.judges.cache import AnswerCache
 from prefopt.judges.templates import Question
@@ -86,6 +88,7 @@ class PairwiseJudge:
             self._count(answer)
         self.tally.kept += len(answers)
         missing = [key for key in questions if key not in answers]
+        team.barrier()  # all processes of the job have looked before one of them keeps an answer
         with Progress(len(questions), "judge", start=len(answers)) as bar:
 
             def keep(number: int, answer: RawAnswer) -> None:
@@ -98,7 +101,18 @@ class PairwiseJudge:
 
             if missing:
                 self.asker.ask([questions[key] for key in missing], keep)
-        return answers
+        team.barrier()
+        return answers | self._of_others([key for key in missing if key not in answers])
+
+    def _of_others(self, keys: Sequence[str]) -> dict[str, RawAnswer]:
+        """Answers that other processes of this job got meanwhile, counted as asked."""
+        found = self.cache.kept(keys)
+        if len(found) < len(keys):
+            raise FailedCheck(f"{len(keys) - len(found)} of {len(keys)} answers of other processes are not there")
+        for answer in found.values():
+            self.tally.asked += 1
+            self._count(answer)
+        return found
 
     def _count(self, answer: RawAnswer) -> None:
         self.tally.tokens_in += answer.tokens_in

@@ -21,6 +21,9 @@ class ExecutionSpec(Closed):
     gradient_checkpointing: bool = Field(False, description="layers run again in the backward pass: less memory")
     compile: bool = Field(False, description="layers of a model in training run through torch.compile")
     processes: Count = Field(1, description="processes of a training job, each with a share of every batch")
+    row_processes: Count | None = Field(
+        None, description="processes of a job that scores, samples, answers or judges; not given: as 'processes'"
+    )
     sharding: Sharding = Field("none", description="full: what is trained is divided among processes, by FSDP2")
     container: str | None = Field(None, description="image of the jobs, docker://NAME: for --sdm apptainer, Kubernetes")
 

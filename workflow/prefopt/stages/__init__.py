@@ -19,6 +19,7 @@ class RunOptions:
     compile: bool = False
     sharding: str = "none"
     device: str = "auto"
+    processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Stage:
 
 
 _MODEL = ("micro_batch", "device")
+_ROWS = (*_MODEL, "processes")  # of stages whose rows several processes can share
 _TRAINING = (*_MODEL, "checkpoint_steps", "gradient_checkpointing", "compile")
 _TOGETHER = (*_TRAINING, "sharding")  # of stages that can run as several processes
 
@@ -55,20 +57,20 @@ STAGES = {
             "reference",
             "signals",
             "log-probability and entropy under the reference, in one pass",
-            _MODEL,
+            _ROWS,
         ),
-        Stage("sample-reference", "samples", "signals", "draw responses from the reference for forward KL", _MODEL),
+        Stage("sample-reference", "samples", "signals", "draw responses from the reference for forward KL", _ROWS),
         Stage("estimate-dispersion", "dispersion", "signals", "prompt dispersion from the reference's token entropy"),
         Stage("train-reward", "reward", "reward", "train one reward model of an ensemble", _TOGETHER),
-        Stage("score-rewards", "rewards", "reward", "score every pair with reward models", _MODEL, several=True),
+        Stage("score-rewards", "rewards", "reward", "score every pair with reward models", _ROWS, several=True),
         Stage("relabel-pairs", "relabelled", "relabel", "label pairs by a reward model, for D_rho"),
         Stage("collect-ensemble", "ensemble", "reward", "put the members' scores side by side, K columns"),
-        Stage("calibrate-rewards", "win_rates", "calibration", "win rates of both responses among samples", _MODEL),
+        Stage("calibrate-rewards", "win_rates", "calibration", "win rates of both responses among samples", _ROWS),
         Stage("train-classifier", "classifier", "sentiment", "fit a sentiment classifier on chosen and rejected texts"),
         Stage("train-policy", "policy", "policy", "fine-tune a policy with a preference loss", _TOGETHER),
         Stage("run-trial", "trials", "trial", "train a policy and answer prompts with it, in one job", _TRAINING),
-        Stage("generate", "generations", "evaluate", "answer the test prompts with a model", ("device",)),
-        Stage("judge", "judgements", "evaluate", "compare two sets of answers in both orders", _MODEL),
+        Stage("generate", "generations", "evaluate", "answer the test prompts with a model", ("device", "processes")),
+        Stage("judge", "judgements", "evaluate", "compare two sets of answers in both orders", _ROWS),
         Stage("win-rate", "metrics", "evaluate", "win rate and reward advantage with intervals"),
         Stage(
             "run-vote-trial",

@@ -9,7 +9,7 @@ import numpy as np
 from prefopt.artifacts import Build, join_one_to_one, read_table, write_table
 from prefopt.errors import BadInput
 from prefopt.stages import RunOptions
-from prefopt.stages.common import device_of, token_rows, tokenizer_for, weights_of
+from prefopt.stages.common import device_of, draw_keys, kept_rows, token_rows, tokenizer_for, weights_of
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,8 @@ def calibrate_rewards(build: Build, options: RunOptions) -> None:
         weights = weights_of(build.parent(role))
         tokenizer_for(build, weights.folder, weights.trusted)
         model = load_reward_model(weights.folder, device=device_of(build, options), **weights.loading())
-        rewards.append(reward_responses(model, prompts, responses, batch_size=options.micro_batch))
+        kept = kept_rows(build, role, draw_keys(samples["prompt_id"]))
+        rewards.append(reward_responses(model, prompts, responses, batch_size=options.micro_batch, kept=kept))
     drawn = {prompt: np.array(rows) for prompt, rows in samples.groupby("prompt_id").indices.items()}
     missing = pairs.loc[~pairs["prompt_id"].isin(drawn.keys()), "pair_id"]
     if len(missing):

@@ -7,8 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefopt import parallel
-from prefopt.artifacts import Build, join_one_to_one, outputs_digest, read_json, read_table, write_json, write_lines
+from prefopt.artifacts import (
+    Build,
+    join_one_to_one,
+    outputs_digest,
+    read_json,
+    read_table,
+    short_digest,
+    write_json,
+    write_lines,
+)
 from prefopt.errors import BadInput
+from prefopt.rows import Kept
 
 if TYPE_CHECKING:
     import numpy as np
@@ -101,6 +111,23 @@ def device_of(build: Build, options: RunOptions) -> str:
 
     build.device = pick_device(options.device)
     return build.device
+
+
+def kept_rows(build: Build, name: str, keys: Sequence[Any]) -> Kept:
+    """Where one pass of this job keeps finished rows: bound to the artifact, and to the bytes of its parents."""
+
+    def folder() -> Path:
+        made_from = {role: outputs_digest(build.parent(role)) for role in build.node.parents}
+        return root / short_digest(made_from) / name
+
+    root = build.scratch / "rows"
+    return Kept(root, folder, list(keys))
+
+
+def draw_keys(prompt_ids: pd.Series) -> list[str]:
+    """prompt_id/draw of rows that have a prompt several times, draws counted from 0."""
+    draws = prompt_ids.groupby(prompt_ids).cumcount()
+    return [f"{prompt_id}/{draw}" for prompt_id, draw in zip(prompt_ids, draws, strict=True)]
 
 
 def tokenizer_for(build: Build, folder: Path, trusted: bool) -> PreTrainedTokenizerBase:

@@ -133,9 +133,7 @@ def _aligned(build: Build, model: Any, baseline: Any) -> Any:
             f"{build.node.parents['baseline']}: no answer to {len(missing)} of {len(model)} prompts, first "
             f"{first[:60]!r}; baseline and model must answer the same prompts"
         )
-    keyed = baseline.rename(columns={"prompt_id": "pair_id"})
-    joined = join_one_to_one(model[["prompt_id"]].rename(columns={"prompt_id": "pair_id"}), keyed, "baseline answers")
-    return joined.rename(columns={"pair_id": "prompt_id"})
+    return join_one_to_one(model[["prompt_id"]], baseline, "baseline answers", on="prompt_id")
 
 
 def _without_nan(value: Any) -> Any:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from prefopt.artifacts import Build, read_table
 from prefopt.errors import BadInput
 from prefopt.judging import BothOrders, Judge, ScalarJudge, judge_both_orders
-from prefopt.stages.common import device_of, weights_of
+from prefopt.stages.common import device_of, kept_rows, weights_of
 
 if TYPE_CHECKING:
     from prefopt.judges.pairwise import Asker, PairwiseJudge, Prices
@@ -59,7 +60,7 @@ def judge_of(build: Build, options: RunOptions) -> Iterator[UsedJudge]:
     """The judge of a judgements spec: ``oracle``, ``reward_model``, or a pairwise judge's identity."""
     declared = build.node.spec["judge"]
     if isinstance(declared, str):
-        scorer = scorer_of(build, options, declared)
+        scorer = _once(scorer_of(build, options, declared))
         soft = declared != "oracle"
         yield UsedJudge(ScalarJudge(scorer, soft), declared, soft, score=scorer)
         return
@@ -82,6 +83,20 @@ def judge_of(build: Build, options: RunOptions) -> Iterator[UsedJudge]:
         yield UsedJudge(judge, name, True, declared["max_unparsable"], report=report)
     finally:
         cache.close()
+
+
+def _once(score: Scorer) -> Scorer:
+    """The scorer asked once about every list of answers, which both orders and the rewards need."""
+    found: list[tuple[Records, Records, np.ndarray]] = []
+
+    def known(prompts: Records, answers: Records) -> np.ndarray:
+        for asked, answered, scores in found:
+            if asked is prompts and answered is answers:
+                return scores
+        found.append((prompts, answers, score(prompts, answers)))
+        return found[-1][2]
+
+    return known
 
 
 def _labels_kept(build: Build, judge: PairwiseJudge, count: int, max_unparsable: float) -> dict[str, Any]:
@@ -170,14 +185,17 @@ def _reward_models(build: Build, options: RunOptions) -> Scorer:
     from prefopt.bulk import reward_responses
     from prefopt.models import load_reward_model
 
-    models = []
-    for folder in build.parents_like("judge").values():
+    models = {}
+    for role, folder in build.parents_like("judge").items():
         weights = weights_of(folder)
-        models.append(load_reward_model(weights.folder, device=device_of(build, options), **weights.loading()))
+        models[role] = load_reward_model(weights.folder, device=device_of(build, options), **weights.loading())
+    asked = count()
 
     def score(prompts: Records, answers: Records) -> np.ndarray:
-        ids = [p["ids"] for p in prompts], [a["ids"] for a in answers]
-        return np.mean([reward_responses(m, *ids, batch_size=options.micro_batch) for m in models], axis=0)
+        ids, number = ([p["ids"] for p in prompts], [a["ids"] for a in answers]), next(asked)
+        keeps = {role: kept_rows(build, f"{role}-{number}", range(len(answers))) for role in models}
+        settings = {"batch_size": options.micro_batch}
+        return np.mean([reward_responses(m, *ids, kept=keeps[role], **settings) for role, m in models.items()], axis=0)
 
     return score
 

@@ -14,6 +14,7 @@ from prefopt.errors import BadInput
 from prefopt.stages import RunOptions
 from prefopt.stages.common import (
     device_of,
+    kept_rows,
     run_training,
     save_trained,
     token_rows,
@@ -123,7 +124,8 @@ def score_rewards(build: Build, options: RunOptions) -> None:
     members = build.node.spec.get("members", 1)
     device = device_of(build, options)
     model = load_reward_model(weights.folder, members=members, device=device, **weights.loading())
-    rewards = reward_pairs(model, *_ids(rows), batch_size=options.micro_batch)
+    kept = kept_rows(build, "pairs", rows["pair_id"])
+    rewards = reward_pairs(model, *_ids(rows), batch_size=options.micro_batch, kept=kept)
     table = {"pair_id": rows["pair_id"], "split": rows["split"]}
     for side, values in zip(SIDES, rewards, strict=True):
         table[f"{side}_reward"] = list(values) if members > 1 else values

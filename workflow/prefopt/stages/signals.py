@@ -15,6 +15,8 @@ from prefopt.specs import DispersionSpec, SamplingSpec
 from prefopt.stages import RunOptions
 from prefopt.stages.common import (
     device_of,
+    draw_keys,
+    kept_rows,
     run_training,
     save_trained,
     token_rows,
@@ -62,12 +64,16 @@ def score_reference(build: Build, options: RunOptions) -> None:
     how = {"precision": build.node.spec["precision"], "quantize": build.node.spec.get("quantize")}
     model = load_causal_lm(weights.folder, device=device_of(build, options), **how, **weights.loading())
     columns = [rows[name].tolist() for name in ("prompt_ids", "chosen_ids", "rejected_ids")]
-    scores = score_pairs(model, *columns, batch_size=options.micro_batch)
+    kept = kept_rows(build, "pairs", rows["pair_id"])
+    scores = score_pairs(model, *columns, batch_size=options.micro_batch, kept=kept)
     table = {"pair_id": rows["pair_id"], "split": rows["split"], **scores}
     by_token = build.node.spec.get("tokens", False)
     if by_token:
         for side, ids in zip(("chosen", "rejected"), columns[1:], strict=True):
-            table[f"{side}_token_logp"] = score_tokens(model, columns[0], ids, batch_size=options.micro_batch)
+            kept = kept_rows(build, f"{side}_tokens", rows["pair_id"])
+            table[f"{side}_token_logp"] = score_tokens(
+                model, columns[0], ids, batch_size=options.micro_batch, kept=kept
+            )
     table = pd.DataFrame(table)
     write_table(build.work / "scores.parquet", table)
     about = {"vocab_size": model.config.vocab_size}
@@ -99,7 +105,8 @@ def sample_reference(build: Build, options: RunOptions) -> None:
     sampling = SamplingSpec.model_validate(dict(spec["sampling"]))
     prompts = rows["prompt_ids"].tolist()
     drawn = generate(model, tokenizer, prompts, sampling, state=build.scratch / "responses")
-    scores = score_responses(model, prompts, drawn.response_ids, batch_size=options.micro_batch)
+    kept = kept_rows(build, "samples", draw_keys(rows["prompt_id"]))
+    scores = score_responses(model, prompts, drawn.response_ids, batch_size=options.micro_batch, kept=kept)
     table = pd.DataFrame(
         {
             "prompt_id": rows["prompt_id"],
