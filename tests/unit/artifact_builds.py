@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from prefopt.artifacts import Build, Node
+from prefopt.artifacts import MANIFEST, Build, Node, building
 from prefopt.stages import STAGES, RunOptions
 
 
@@ -25,6 +25,16 @@ def run_stage(results: Path, verb: str, spec: dict[str, Any], parents: list[str]
     build = build_of(results, stage.folder, spec, parents)
     stage.load()(build, RunOptions())
     return build
+
+
+def make_all(plan: Any, roots: list[Node], options: RunOptions) -> Path:
+    """Make planned artifacts, and all below them that is not there, in this process; the folder of results."""
+    results, stages = Path(plan.config.results), {stage.folder: stage for stage in STAGES.values()}
+    for node in plan.reachable(roots):
+        if not (results / node.ref / MANIFEST).is_file():
+            with building(node, results) as build:
+                stages[node.stage].load()(build, options)
+    return results
 
 
 def save_table(results: Path, parent: str, name: str, table: pd.DataFrame) -> None:

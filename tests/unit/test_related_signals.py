@@ -15,7 +15,8 @@ import torch
 import yaml
 
 import tiny
-from prefopt.artifacts import MANIFEST, Build, Node, building, read_json, read_lines, read_table
+from artifact_builds import make_all
+from prefopt.artifacts import MANIFEST, Build, Node, read_json, read_lines, read_table
 from prefopt.calibration import expected_win_rates, pair_win_rates
 from prefopt.errors import BadInput, TryAgain
 from prefopt.heads import head_margin, heads_on, prompt_value
@@ -27,7 +28,7 @@ from prefopt.plan import load_plan
 from prefopt.rewriting import rewrite_chosen
 from prefopt.scoring import response_scores
 from prefopt.specs import TrainSpec
-from prefopt.stages import STAGES, RunOptions
+from prefopt.stages import RunOptions
 from prefopt.stages.common import token_rows, weights_of
 from prefopt.stages.policy import collect_signals
 from prefopt.token_sets import diff_masks, shared_subset
@@ -306,13 +307,8 @@ def trial_of(plan, arm):
 def made(tmp_path_factory):
     """Every trial of ARMS and all below them, made by the stages in this process."""
     plan = planned(tmp_path_factory.mktemp("wired"))
-    results, stages = Path(plan.config.results), {stage.folder: stage for stage in STAGES.values()}
     options = RunOptions(micro_batch=16, checkpoint_steps=100, device="cpu")
-    for node in plan.reachable([trial_of(plan, arm) for arm in ARMS]):
-        if not (results / node.ref / MANIFEST).is_file():
-            with building(node, results) as build:
-                stages[node.stage].load()(build, options)
-    return plan, results
+    return plan, make_all(plan, [trial_of(plan, arm) for arm in ARMS], options)
 
 
 @pytest.mark.parametrize("arm", ARMS)

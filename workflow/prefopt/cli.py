@@ -344,7 +344,8 @@ def _report(arguments: argparse.Namespace) -> None:
 
 def _losses(arguments: argparse.Namespace) -> None:
     from prefopt.losses import COMPOSITIONS, LOSSES
-    from prefopt.methods_page import page_with_tables, parameters_text, steps_text
+    from prefopt.methods_page import page_with_tables, parameters_text, procedure_parameters, steps_text
+    from prefopt.procedures import PROCEDURES
 
     if arguments.page is not None:
         from prefopt.artifacts import write_text
@@ -358,6 +359,8 @@ def _losses(arguments: argparse.Namespace) -> None:
         print(f"{'':26} {loss.paper} {loss.equation}")
     for name, (base, regulariser) in COMPOSITIONS.items():
         print(f"{name:26} = {base}" + (f" with {json.dumps(regulariser)}" if regulariser else ""))
+    for kind, found in PROCEDURES.items():
+        print(f"{'rounds: ' + kind:26} {procedure_parameters(found)}\n{'':26} {found.paper} {found.equation}")
 
 
 def _studies(arguments: argparse.Namespace) -> None:

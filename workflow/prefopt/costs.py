@@ -157,6 +157,24 @@ def _generations(sizes: Sizes, node: Node) -> Work:
     return work
 
 
+def _sampled_pairs(sizes: Sizes, node: Node) -> Work:
+    drawn = work_of(sizes, sizes.parent(node, "samples"))
+    texts = sizes.texts(sizes.parent(node, "tokens"))
+    answers = drawn.written / drawn.answer
+    members = sum(role.startswith("reward") for role in node.parents)
+    tokens = members * answers * (texts.prompt + drawn.answer)
+    work = Work(0.5 + 1e-4 * answers, disk=20e3 + 90 * sum(sizes.pairs(node).values()))
+    if members:
+        work.model = sizes.model(sizes.parent(node, "reward0"))
+        work.read, work.state = tokens * 2 * work.model.parameters, 4 * work.model.parameters
+    return work
+
+
+def _extrapolated(sizes: Sizes, node: Node) -> Work:
+    model = sizes.model(node)
+    return Work(0.3, model=model, state=8 * model.parameters, disk=4 * model.parameters + 20e3)
+
+
 def _trials(sizes: Sizes, node: Node) -> Work:
     work = _policy(sizes, node) if node.spec["train"] else _reading(sizes, node, 0.0, 0.0)
     work.disk, work.fixed = 300.0 * _trial_steps(sizes, node), 0.5  # a trial keeps no weights
@@ -229,6 +247,8 @@ WORK: dict[str, Callable[[Sizes, Node], Work]] = {
     "ensemble": _small(0.08, 160e3),
     "win_rates": _small(1.0, 160e3),
     "policy": _policy,
+    "sampled_pairs": _sampled_pairs,
+    "extrapolated": _extrapolated,
     "classifier": _small(0.4, 10e3),
     "trials": _trials,
     "vote_trials": _vote_trials,

@@ -7,6 +7,7 @@ from typing import Any
 
 from prefopt.errors import BadInput
 from prefopt.losses import COMPOSITIONS, KINDS, LOSSES, STEPS, Combination, Loss
+from prefopt.procedures import PROCEDURES, Procedure
 
 BEGIN, END = "<!-- methods: begin -->", "<!-- methods: end -->"
 _DEFAULT = {"aggregation": "sum", "reference": "single", "link": "logistic"}
@@ -71,6 +72,25 @@ def step_rows() -> list[dict[str, str]]:
     ]
 
 
+def procedure_rows() -> list[dict[str, str]]:
+    """One row per procedure: kind, what it does, what is declared beside it, source."""
+    return [
+        {
+            "kind": f"`{kind}`",
+            "procedure": one.about,
+            "parameters": procedure_parameters(one),
+            "source": f"{_link(one.paper)}, {one.equation}",
+        }
+        for kind, one in PROCEDURES.items()
+    ]
+
+
+def procedure_parameters(one: Procedure) -> str:
+    """``count = 3, momentum = 0.3``; those without a default stand alone."""
+    given = one.parameters().items()
+    return ", ".join(name if default is ... else f"{name} = {default}" for name, default in given)
+
+
 def _link(paper: str) -> str:
     return f"[{paper}](https://arxiv.org/abs/{paper})" if paper[:4].isdigit() else paper
 
@@ -88,9 +108,10 @@ def _escaped(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def page_with_tables(text: str) -> str:
-    """A page's text with both tables between its two markers; BadInput where it does not have both, once."""
+    """A page's text with the tables between its two markers; BadInput where it does not have both, once."""
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise BadInput(f"the page needs one line '{BEGIN}' and one line '{END}', between which the tables go")
     before, rest = text.split(BEGIN)
-    tables = f"## Methods\n\n{_table(method_rows())}\n\n## Steps\n\n{_table(step_rows())}"
+    sections = {"Methods": method_rows(), "Procedures": procedure_rows(), "Steps": step_rows()}
+    tables = "\n\n".join(f"## {title}\n\n{_table(rows)}" for title, rows in sections.items())
     return f"{before}{BEGIN}\n\n{tables}\n\n{END}{rest.split(END)[1]}"

@@ -34,6 +34,8 @@ STAGE_VERSIONS = {
     "ensemble": 1,
     "win_rates": 1,
     "policy": 1,
+    "sampled_pairs": 1,
+    "extrapolated": 1,
     "classifier": 1,
     "trials": 1,
     "vote_trials": 1,

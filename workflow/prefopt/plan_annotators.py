@@ -77,6 +77,8 @@ def _with_beta(arm: ArmSpec, beta: float) -> ArmSpec:
 
 def _vote_trial(plan: Plan, item: VoteWeightItemSpec, name: str, beta: float, seed: int, *, wiring: Wiring) -> Node:
     arm = _with_beta(item.arms[name], beta)
+    if arm.rounds is not None:
+        raise BadInput(f"arms.{name}.rounds: an item on held-out votes trains every arm once; remove it")
     try:
         loss, params, regulariser, needs = resolve_arm(arm)
     except BadInput as error:

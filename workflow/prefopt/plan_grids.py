@@ -7,9 +7,12 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pydantic import ValidationError
+
 from prefopt.errors import BadInput, nearest
 from prefopt.grids.check import check_claims
 from prefopt.losses import COMPOSITIONS, get_loss
+from prefopt.procedures import plan_rounds
 from prefopt.sources import data_identity, model_identity
 from prefopt.specs import (
     ClassifierJudgeSpec,
@@ -20,6 +23,7 @@ from prefopt.specs import (
     GridItemSpec,
     LossSpec,
     RewardJudgeSpec,
+    RoundsSpec,
     TrainSpec,
 )
 from prefopt.wiring import Wiring, check_lengths, plan_prompts, plan_sft, resolve_arm
@@ -72,23 +76,36 @@ def points_of(name: str, arm: GridArmSpec, policy: TrainSpec) -> Iterator[tuple[
     """Every combination of an arm's settings, with the arm that it stands for.
 
     The settings name all of the loss's parameters and the learning rate, so that points of several arms can be matched.
-    Raises BadInput where a varied name is neither a parameter of the loss nor a field of the training section.
+    Raises BadInput where a varied name is neither a parameter of the loss nor a field of ``train`` or ``rounds``.
     """
     train = arm.train or policy
     loss = COMPOSITIONS[arm.loss.name].loss if arm.loss.name in COMPOSITIONS else arm.loss.name
     parameters = get_loss(loss).form(arm.loss.params).parameters()
+    of_rounds = type(arm.rounds).model_fields if arm.rounds else {}
     for key in arm.vary:
-        if key not in parameters and key not in TrainSpec.model_fields:
-            known = [*parameters, *TrainSpec.model_fields]
+        if key not in parameters and key not in TrainSpec.model_fields and key not in of_rounds:
+            known = [*parameters, *TrainSpec.model_fields, *of_rounds]
             raise BadInput(f"arms.{name}.vary: no setting '{key}'; {nearest(key, known)}")
     for values in product(*arm.vary.values()):
         chosen = dict(zip(arm.vary, values, strict=True))
         params = arm.loss.params | {key: value for key, value in chosen.items() if key in parameters}
-        training = {key: value for key, value in chosen.items() if key not in parameters}
+        training = {key: value for key, value in chosen.items() if key in {*TrainSpec.model_fields} - {*parameters}}
+        rounds = {key: value for key, value in chosen.items() if key not in params | training}
         changed = TrainSpec.model_validate(train.model_dump() | training) if training else train
         point = arm.model_copy(update={"loss": LossSpec(name=arm.loss.name, **params), "train": changed})
+        if rounds:
+            point = point.model_copy(update={"rounds": _varied_rounds(name, arm.rounds, rounds)})
         numbers = {key: value for key, value in params.items() if not isinstance(value, str | list)}
-        yield numbers | {"learning_rate": changed.learning_rate} | training, point
+        yield numbers | {"learning_rate": changed.learning_rate} | training | rounds, point
+
+
+def _varied_rounds(name: str, rounds: RoundsSpec, settings: Settings) -> RoundsSpec:
+    whole = {key: int(value) if value == int(value) else value for key, value in settings.items()}
+    try:
+        return type(rounds).model_validate(rounds.model_dump() | whole)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BadInput(f"arms.{name}.vary: {first['loc'][0]} {first['input']!r}: {first['msg']}") from None
 
 
 class GridPoint(NamedTuple):
@@ -220,6 +237,8 @@ class GridPlanner:
         return spec, parents
 
     def _trial(self, arm_name: str, arm: GridArmSpec, seed: int, wiring: Wiring) -> Node:
+        if arm.rounds is not None:
+            return self._rounds_trial(arm_name, arm, seed, wiring)
         loss, params, regulariser, needs = resolve_arm(arm)
         spec, parents = self._evaluation()
         trial = {
@@ -231,10 +250,23 @@ class GridPlanner:
         }
         return self.plan.add("trials", f"{loss}-s{seed}", trial, wiring.signals(arm_name, arm, needs) | parents)
 
-    def _reference_trial(self, seed: int) -> Node:
+    def _answers(self, name: str, seed: int, at: list[float], models: dict[str, Node]) -> Node:
+        """Answers of finished models after these fractions of their rounds."""
         spec, parents = self._evaluation()
-        trial = {"loss": None, "regulariser": None, "train": None, "seed": seed, "evaluate": spec | {"at": [1.0]}}
-        return self.plan.add("trials", f"reference-s{seed}", trial, {"model": self.model} | parents)
+        trial = {"loss": None, "regulariser": None, "train": None, "seed": seed, "evaluate": spec | {"at": at}}
+        return self.plan.add("trials", f"{name}-s{seed}", trial, models | parents)
+
+    def _reference_trial(self, seed: int) -> Node:
+        return self._answers("reference", seed, [1.0], {"model": self.model})
+
+    def _rounds_trial(self, arm_name: str, arm: GridArmSpec, seed: int, wiring: Wiring) -> Node:
+        """Answers of the reference and after every round; after the last alone where no curve is asked for."""
+        rounds = plan_rounds(wiring, arm_name, arm, arm.train, seed)
+        at = [number / len(rounds) for number in range(len(rounds) + 1)]
+        made = {f"round{number}": node for number, node in enumerate(rounds, start=1)}
+        if len(self.item.evaluate.at) == 1:
+            at, made = [1.0], {f"round{len(rounds)}": rounds[-1]}
+        return self._answers(arm.rounds.kind, seed, at, {"model": self.model} | made)
 
     def _runs(self, points: list[GridPoint]) -> dict[str, Node]:
         """The reference's answers, and a trial for every point and seed."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefopt.errors import BadInput, nearest
 from prefopt.judges.identity import judge_identity
+from prefopt.procedures import plan_rounds
 from prefopt.sources import data_identity, file_identity, model_identity
 from prefopt.specs import (
     EnsembleSpec,
@@ -67,10 +68,13 @@ class ItemPlanner:
             loss, params, regulariser, needs = resolve_arm(arm)
         except BadInput as error:
             raise BadInput(f"arms.{arm_name}.loss: {error}") from None
+        train = arm.train or self.item.policy
+        if arm.rounds is not None:
+            return plan_rounds(self.wiring, arm_name, arm, train, seed)[-1]
         spec = {
             "loss": {"name": loss, "params": params},
             "regulariser": regulariser,
-            "train": (arm.train or self.item.policy).model_dump(),
+            "train": train.model_dump(),
             "seed": seed,
         }
         name = f"{arm.loss.name}-s{seed}"

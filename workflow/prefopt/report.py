@@ -99,11 +99,12 @@ def ancestors(results: Path, ref: str, artifacts: dict[str, dict[str, Any]], abs
 
 
 def _curves(results: Path, item: Mapping[str, Any], parents: Mapping[str, str]) -> dict[str, list[Any]]:
-    """Arm -> learning curve per seed, for the policies that are here."""
+    """Arm -> learning curve per seed, for the policies that are here and were trained in one go."""
     found: dict[str, list[Any]] = {}
     for arm in item["arms"]:
         roles = [f"policy.{arm}.{seed}" for seed in item["seeds"]]
-        runs = [read_lines(results / parents[role] / "metrics.jsonl") for role in roles if role in parents]
+        files = [results / parents[role] / "metrics.jsonl" for role in roles if role in parents]
+        runs = [read_lines(file) for file in files if file.is_file()]
         if runs:
             found[arm] = runs
     return found

@@ -16,6 +16,7 @@ WORLD_TOKENS = (12.4, 19.0)
 HUB_PAIRS = {"Anthropic/hh-rlhf": 160_000, "princeton-nlp/llama3-ultrafeedback-armorm": 60_000}
 HUB_PARAMETERS = {"openai-community/gpt2-large": 774e6}
 UNKNOWN_PAIRS, UNKNOWN_PROMPTS, UNKNOWN_PARAMETERS = 50_000, 1_000, 1e9
+_MADE_OF_PAIRS = ("relabelled", "sampled_pairs")
 BYTES_PER_FILE_PAIR = {".gz": 400.0, ".parquet": 1200.0}
 
 
@@ -88,9 +89,10 @@ class Sizes:
         found = self.summary(node).get("splits")
         if found:
             return {split: one["pairs"] for split, one in found.items()}
-        if node.stage == "relabelled":
+        if node.stage in _MADE_OF_PAIRS:
             below = self.pairs(self.parent(node, "pairs"))
-            return below | {"train": node.spec.get("size") or below.get("train", 0.0)}
+            size = node.spec.get("size") or node.spec.get("prompts")
+            return below | {"train": size or below.get("train", 0.0)}
         source = node.spec["source"]
         if source["kind"] == "world":
             rows = float(source["pairs"])
@@ -111,7 +113,7 @@ class Sizes:
         return rows
 
     def _source(self, node: Node) -> Mapping[str, Any]:
-        while node.stage == "relabelled":
+        while node.stage in _MADE_OF_PAIRS:
             node = self.parent(node, "pairs")
         return node.spec.get("source", {})
 

@@ -146,8 +146,9 @@ def _run(
     record = Record(place, name, place, ref, manifest["spec"], _tags(folder, manifest), span=times(manifest))
     record.content = outputs_digest(folder)
     if manifest["stage"] in TRAINING_STAGES:
-        record.points = training_points(folder, manifest) + final_points(values or {}, record.span[1], 0)
-    if manifest["stage"] == "policy" and (folder / "weights").is_dir():
+        record.points = training_points(folder, manifest)
+    record.points += final_points(values or {}, record.span[1], 0)
+    if manifest["stage"] in ("policy", "extrapolated") and (folder / "weights").is_dir():
         record.weights = folder / "weights"
     return record
 

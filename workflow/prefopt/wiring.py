@@ -83,13 +83,16 @@ class Wiring:
     base: Node | None = None
     references: Mapping[str, SftSpec] = field(default_factory=dict)
     quantize: str | None = None  # of the policies' body, and so of the reference that is the policy at step 0
+    start: Node | None = None  # what policies start from and are compared with, where it is not the model
+    trained_on: Node | None = None  # tokens that reward models learn from, where they are not the policies'
 
     @property
     def reference(self) -> Node:
         """Scores of every pair under the reference."""
-        return self._scores(self.model)
+        return self.scores(self.model)
 
-    def _scores(self, model: Node, **more: bool) -> Node:
+    def scores(self, model: Node, **more: bool) -> Node:
+        """Scores of every pair under a model."""
         parents = {"tokens": self.tokens, "model": model}
         spec: dict[str, Any] = {"precision": self.precision, **more}
         if self.quantize is not None and model is self.model:
@@ -109,7 +112,7 @@ class Wiring:
                 f"arms.{arm_name}.second_reference: '{arm.second_reference}' is the first reference itself; "
                 "declare another one"
             )
-        return self._scores(model)
+        return self.scores(model)
 
     def win_rates(self, arm_name: str, arm: ArmSpec) -> Node:
         """Calibrated win rates of every train pair's responses among reference samples, by an arm's ensemble."""
@@ -141,7 +144,8 @@ class Wiring:
             if ensemble.equal_size:
                 spec["equal_to"] = ensemble.longer_wins
             name = f"{ensemble.split}-b{bias:g}-s{seed}" if bias is not None else f"{ensemble.split}-s{seed}"
-            nodes.append(self.plan.add("reward", name, spec, {"tokens": self.tokens, "model": self.model}))
+            parents = {"tokens": self.trained_on or self.tokens, "model": self.model}
+            nodes.append(self.plan.add("reward", name, spec, parents))
         return nodes
 
     def ensemble(self, name: str) -> Node:
@@ -170,7 +174,8 @@ class Wiring:
             "seeds": {"init": seeds, "order": seeds[0], "subset": seeds[0]},
         }
         name = f"{'frozen' if declared.frozen else 'shared'}-k{len(seeds)}"
-        body = self.plan.add("reward", f"{declared.split}-{name}", spec, {"tokens": self.tokens, "model": self.model})
+        learned = {"tokens": self.trained_on or self.tokens, "model": self.model}
+        body = self.plan.add("reward", f"{declared.split}-{name}", spec, learned)
         parents = {"tokens": self.tokens, "reward": body}
         scores = self.plan.add("rewards", body.name, {"members": len(seeds)}, parents)
         return self.plan.add("ensemble", name, kind, {"tokens": self.tokens, "heads": scores})
@@ -222,9 +227,10 @@ class Wiring:
         why = f"arms.{arm_name}"
         if arm.train is not None and arm.train.quantize != self.quantize:
             raise BadInput(f"{why}.train: all arms share the reference; declare 'adapter.quantize' in 'policy' as well")
-        parents = {"tokens": self.tokens, "model": self.model}
+        start = self.start or self.model
+        parents = {"tokens": self.tokens, "model": start}
         if "reference" in needs:
-            parents["reference"] = self._scores(self.model, tokens=True) if "tokens" in needs else self.reference
+            parents["reference"] = self.scores(start, **({"tokens": True} if "tokens" in needs else {}))
         if "second_reference" in needs:
             parents["second_reference"] = self.second_reference(arm_name, arm)
         if "dispersion" in needs:

@@ -18,6 +18,7 @@ rule run_trial:
         sets=ancient(parents("trials", "set.")),
         judges=ancient(parents("trials", "judge")),
         classifier=ancient(parent("trials", "classifier")),
+        rounds=ancient(parents("trials", "round")),
     output:
         answers=f"{RESULTS}/trials/{{id}}/answers.parquet",
         curve=f"{RESULTS}/trials/{{id}}/metrics.jsonl",

@@ -145,7 +145,8 @@ def _frontier(measures: Measures) -> list[dict[str, Any]]:
     rows = []
     for number, point in enumerate(grid.points):
         runs = [grid.run(number, seed) for seed in grid.seeds_of(number)]
-        for fraction in grid.spec["at"]:
+        fractions = {fraction for run in runs for fraction in run.sets.get(grid.main_set, {})}
+        for fraction in sorted(fractions):  # of an arm in rounds, one per round
             answers = [a for run in runs if (a := run.sets.get(grid.main_set, {}).get(fraction)) is not None]
             if answers:
                 metrics = {m: _over_runs(measures, answers, m) for m in ("kl", "reward", "score_positive")}

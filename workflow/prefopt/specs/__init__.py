@@ -43,6 +43,7 @@ from prefopt.specs.grids import (
 from prefopt.specs.items import EvaluateSpec, ExpectSpec, ItemHead, ItemSpec, LengthControlSpec
 from prefopt.specs.judges import JudgeSpec, LmJudgeSpec, PricesSpec, ServerJudgeSpec
 from prefopt.specs.models import HubModel, LocalModel, ModelSpec, ScratchModel, TokenizerSpec, TokensSpec
+from prefopt.specs.rounds import AcceleratedRounds, ResponsesSpec, RoundsSpec
 from prefopt.specs.training import (
     AdapterSpec,
     ArmSpec,
@@ -57,6 +58,7 @@ from prefopt.specs.training import (
 )
 
 __all__ = [
+    "AcceleratedRounds",
     "AdapterSpec",
     "AlpacaEvalPrompts",
     "AnnotatedSpec",
@@ -111,7 +113,9 @@ __all__ = [
     "ReferenceSpec",
     "RegulariserSpec",
     "RelabelSpec",
+    "ResponsesSpec",
     "RewardJudgeSpec",
+    "RoundsSpec",
     "SamplingSpec",
     "ScratchModel",
     "Seed",

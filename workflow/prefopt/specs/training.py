@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from prefopt.specs.base import Closed, Count, Fraction, Name, Named, Positive, Seed, unique_seeds
+from prefopt.specs.rounds import RoundsSpec
 
 
 class AdapterSpec(Closed):
@@ -228,3 +229,8 @@ class ArmSpec(Closed):
     win_rate_samples: Count = Field(16, description="reference samples per prompt for calibrated win rates")
     regulariser: RegulariserSpec | None = None
     train: TrainSpec | None = None
+    rounds: RoundsSpec | None = Field(
+        None,
+        description="train in several rounds, by one of the procedures",
+        exclude_if=lambda given: given is None,
+    )

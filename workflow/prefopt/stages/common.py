@@ -146,12 +146,16 @@ def _is_tokens(role: str) -> bool:
 
 
 def policy_of(
-    build: Build, options: RunOptions, precision: Precision = "fp32", quantize: str | None = None
+    build: Build,
+    options: RunOptions,
+    precision: Precision = "fp32",
+    quantize: str | None = None,
+    role: str = "model",
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The language model of the parent ``model``, and its tokenizer as ``tokenizer_for`` checks it."""
+    """The language model of the parent in that role, and its tokenizer as ``tokenizer_for`` checks it."""
     from prefopt.models import load_causal_lm
 
-    weights = weights_of(build.parent("model"))
+    weights = weights_of(build.parent(role))
     device = device_of(build, options)
     settings = {"precision": precision, "quantize": quantize, **weights.loading()}
     model = load_causal_lm(weights.folder, device=device, **settings)

@@ -106,13 +106,31 @@ def _grid(build: Build) -> tuple[dict[str, Any], pd.DataFrame, str, dict[str, st
 
 
 def _costs(build: Build, item: dict[str, Any]) -> dict[str, float]:
-    """Mean CPU seconds of every arm's runs, from their manifests."""
+    """Mean CPU seconds of every arm's runs, from their manifests; in rounds with all that an arm's policies led to.
+
+    What arms share (data, reference, its samples, reward models on the declared pairs) counts for none of them.
+    """
     spent: dict[str, list[float]] = {}
     for point in item["points"]:
         for ref in point["runs"].values():
-            seconds = read_json(build.results / ref / MANIFEST)["cpu_seconds"]
-            spent.setdefault(point["arm"], []).append(seconds)
+            manifest = read_json(build.results / ref / MANIFEST)
+            own: dict[str, float] = {}
+            for role, parent in manifest["parents"].items():
+                if role.startswith("round"):
+                    _count_own(build.results, parent, own)
+            spent.setdefault(point["arm"], []).append(manifest["cpu_seconds"] + sum(own.values()))
     return {arm: float(np.mean(seconds)) for arm, seconds in spent.items()}
+
+
+def _count_own(results: Path, ref: str, own: dict[str, float]) -> bool:
+    """Put the CPU seconds of policies, and of what they led to, into ``own``, from ``ref`` down; whether it is such."""
+    if ref in own:
+        return True
+    manifest = read_json(results / ref / MANIFEST)
+    from_policies = [_count_own(results, parent, own) for parent in manifest["parents"].values()]
+    if manifest["stage"] == "policy" or any(from_policies):
+        own[ref] = manifest["cpu_seconds"]
+    return ref in own
 
 
 def _add_bounds(build: Build, item: dict[str, Any], reference: dict[int, Trial]) -> None:

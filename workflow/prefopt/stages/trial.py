@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from prefopt.models import Precision
 
+_ROUND = "round"  # and its number: the role of what answers after a round
+
 
 @dataclass(frozen=True)
 class _Set:
@@ -166,22 +168,28 @@ def _trained(build: Build, options: RunOptions) -> _Evaluation:
     return evaluation
 
 
-def _reference_evaluated(build: Build, options: RunOptions) -> _Evaluation:
+def _finished_evaluated(build: Build, options: RunOptions) -> _Evaluation:
+    """Answers of the reference itself, or of the models after an arm's rounds, a step being a round."""
     model, tokenizer = policy_of(build, options)
-    evaluation = _Evaluation(build, options, tokenizer, fractions={0: 0.0})
-    evaluation.visit(model, 0)
+    rounds = {int(role.removeprefix(_ROUND)): role for role in build.parents_like(_ROUND)}
+    at = build.node.spec["evaluate"]["at"] if rounds else [0.0]
+    visited = list(rounds) if at[0] > 0 else [0, *rounds]
+    fractions = dict(zip(visited, at, strict=True))
+    evaluation = _Evaluation(build, options, tokenizer, fractions, reference=model if rounds else None)
+    for number in visited:
+        evaluation.visit(policy_of(build, options, role=rounds[number])[0] if number else model, number)
     write_lines(build.work / "metrics.jsonl", [])
     build.summary |= {"steps": 0, "train_seconds": 0.0}
     return evaluation
 
 
 def run_trial(build: Build, options: RunOptions) -> None:
-    """Write answers.parquet and metrics.jsonl of a policy trained with one loss, or of the reference itself.
+    """Write answers.parquet and metrics.jsonl of a policy trained with one loss, of rounds, or of the reference itself.
 
     answers.parquet has a row per set, step, draw and prompt: the judge's score, log policy - log reference of the
     sampled answer (nats), its length in tokens. A run that was cut off keeps the answers that it has drawn.
     """
-    evaluation = _reference_evaluated(build, options) if build.node.spec["loss"] is None else _trained(build, options)
+    evaluation = _finished_evaluated(build, options) if build.node.spec["loss"] is None else _trained(build, options)
     table = evaluation.table()
     write_table(build.work / "answers.parquet", table)
     build.summary |= {"answers": len(table), "answer_seconds": round(evaluation.seconds, 3), "sets": _means(table)}

@@ -1,0 +1,266 @@
+"""Arms in rounds: what a declaration plans and what the stages make of it, against arithmetic and plain functions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from artifact_builds import make_all
+from prefopt.artifacts import read_json, read_table
+from prefopt.calibration import expected_win_rates
+from prefopt.errors import BadInput
+from prefopt.models import load_causal_lm
+from prefopt.outer.choice import chosen_and_rejected, fronts
+from prefopt.outer.rounds import extrapolated
+from prefopt.outer.weights import extrapolate
+from prefopt.plan import load_plan
+from prefopt.procedures import PROCEDURES
+from prefopt.stages import RunOptions
+from prefopt.world import oracle_reward
+
+WORLD = {
+    "source": {"kind": "world", "prompts": 120, "pairs": 120},
+    "splits": {"train": 0.5, "judge": 0.1, "test": 0.4},
+}
+TRAIN = {"steps": 3, "batch_size": 8, "learning_rate": 3e-3}
+DPO = {"name": "dpo", "beta": 0.1}
+FRESH = {"labels": "truth", "prompts": 20}
+ARMS = {
+    "accelerated": {"loss": DPO, "rounds": {"kind": "accelerated", "count": 2}},
+    "fresh": {"loss": DPO, "rounds": {"kind": "accelerated", "count": 2, "momentum": 0.0, "responses": FRESH}},
+    "start": {"loss": DPO, "rounds": {"kind": "accelerated", "count": 2, "against": "start"}},
+}
+
+
+def declare(**changes):
+    return {
+        "item": {"paper": "own", "name": "x", "title": "t"},
+        "layout": "ranking",
+        "model": {"kind": "scratch", "layers": 1, "hidden": 16, "heads": 2, "intermediate": 32, "max_positions": 96},
+        "tokens": {"max_prompt_tokens": 40, "max_length": 90},
+        "reference": {"data": WORLD, "sft": {"train": {**TRAIN, "steps": 60, "learning_rate": 1e-2}}},
+        "conditions": {"one": {"data": {**WORLD, "source": {**WORLD["source"], "seed": 1}}}},
+        "rewards": {"two": {"members": 2, "train": TRAIN}, "truth": {"oracle": True}},
+        "samples": {"max_new_tokens": 20, "batch_size": 200},
+        "policy": TRAIN,
+        "arms": ARMS,
+        "evaluate": {
+            "sets": {"test": {"data": WORLD, "prompts": 3}},
+            "sampling": {"max_new_tokens": 12},
+            "at": [0.0, 1.0],
+        },
+        **changes,
+    }
+
+
+def planned(folder: Path, **changes):
+    path = folder / "config" / "experiments" / "own" / "x.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(declare(**changes), sort_keys=False))
+    config = {"items": ["own/*"], "results": str(folder / "results")}
+    (folder / "config" / "config.yaml").write_text(yaml.safe_dump(config))
+    return load_plan(folder / "config" / "config.yaml")
+
+
+def trial_of(plan, arm):
+    item = plan.items["own/x"]
+    number = [point["arm"] for point in item.spec["grid"]["points"]].index(arm)
+    return plan.node(item.parents[f"run.{number}.0"])
+
+
+def parent(plan, node, *roles):
+    for role in roles:
+        node = plan.node(node.parents[role])
+    return node
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Every trial of ARMS and all below them, made by the stages in this process."""
+    plan = planned(tmp_path_factory.mktemp("rounds"))
+    options = RunOptions(micro_batch=16, device="cpu")
+    return plan, make_all(plan, [trial_of(plan, arm) for arm in ARMS], options)
+
+
+def weights(results, node):
+    model = load_causal_lm(results / node.ref / "weights", device="cpu")
+    return {name: weight.detach().double() for name, weight in model.named_parameters()}
+
+
+# --- the plan ---------------------------------------------------------------------------------------------------------
+
+
+def test_rounds_are_chains_of_ordinary_artifacts(tmp_path):
+    plan = planned(tmp_path)
+    trial = trial_of(plan, "accelerated")
+    first, second = (parent(plan, trial, f"round{n}") for n in (1, 2))
+    assert trial.spec["evaluate"]["at"] == [0.0, 0.5, 1.0]
+    assert (first.stage, second.stage) == ("extrapolated", "extrapolated")
+    fits = [parent(plan, one, "model") for one in (first, second)]
+    home = parent(plan, trial, "model")
+    assert parent(plan, first, "before") == home  # F_0 is the reference
+    assert parent(plan, second, "before") == fits[0]
+    assert [parent(plan, fit, "model") for fit in fits] == [home, first]
+    assert [parent(plan, fit, "reference", "model") for fit in fits] == [home, first]
+    assert parent(plan, trial_of(plan, "start"), "round2", "before") == parent(plan, trial_of(plan, "start"), "round1")
+
+
+def test_a_round_of_its_own_responses_asks_the_arms_prompts_and_keeps_their_reward_models(tmp_path):
+    responses = {"labels": "two", "per_prompt": 4, "choose": "pareto"}
+    arm = {"loss": {"name": "distill_mean", "beta": 0.1}, "rewards": "two", "rounds": {**ARMS["fresh"]["rounds"]}}
+    arm["rounds"]["responses"] = responses
+    plan = planned(tmp_path, arms={"own": arm})
+    second = parent(plan, trial_of(plan, "own"), "round2")
+    pairs = parent(plan, second, "tokens", "pairs")
+    assert pairs.spec == {"choose": "pareto", "prompts": None, "oracle": False, "seed": 2}
+    samples = parent(plan, pairs, "samples")
+    assert samples.spec["per_prompt"] == 4
+    assert parent(plan, samples, "model") == parent(plan, trial_of(plan, "own"), "round1")
+    home = parent(plan, samples, "tokens")
+    assert home.parents["pairs"].startswith("pairs/world")
+    member = parent(plan, second, "rewards", "member0", "reward")
+    assert member == parent(plan, pairs, "reward0")
+    assert parent(plan, member, "tokens") == home
+    assert parent(plan, second, "rewards", "tokens") == parent(plan, second, "tokens")
+
+
+def test_without_a_curve_the_last_round_alone_answers(tmp_path):
+    sets = {"test": {"data": WORLD, "prompts": 3}}
+    trial = trial_of(planned(tmp_path, evaluate={"sets": sets}), "accelerated")
+    assert trial.spec["evaluate"]["at"] == [1.0]
+    assert [role for role in trial.parents if role.startswith("round")] == ["round2"]
+
+
+def test_parameters_of_rounds_can_be_varied(tmp_path):
+    arm = {**ARMS["accelerated"], "vary": {"momentum": [0.1, 0.6], "beta": [0.1, 0.5]}}
+    plan = planned(tmp_path, arms={"varied": arm})
+    points = plan.items["own/x"].spec["grid"]["points"]
+    assert [(p["settings"]["momentum"], p["settings"]["beta"]) for p in points] == [
+        (0.1, 0.1),
+        (0.1, 0.5),
+        (0.6, 0.1),
+        (0.6, 0.5),
+    ]
+    assert parent(plan, trial_of(plan, "varied"), "round1").spec == {"momentum": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"rounds": {"kind": "accelerated", "responses": {"labels": "one"}}},
+            r"responses.labels: no ensemble 'one'",
+        ),
+        ({"rounds": {"kind": "hurried"}}, "accelerated"),
+        ({"rounds": {"kind": "accelerated", "momentum": -0.1}}, "momentum"),
+        ({"rounds": {"kind": "accelerated"}, "vary": {"count": [0]}}, "vary: count 0: "),
+    ],
+)
+def test_rounds_that_cannot_be_are_refused(tmp_path, changes, message):
+    with pytest.raises(BadInput, match=message):
+        planned(tmp_path, arms={"bad": {"loss": DPO, **changes}})
+
+
+def test_fresh_responses_need_samples(tmp_path):
+    with pytest.raises(BadInput, match="declare 'samples'"):
+        planned(tmp_path, samples=None, arms={"fresh": ARMS["fresh"]})
+
+
+def test_every_procedure_says_what_it_is():
+    for kind, one in PROCEDURES.items():
+        assert one.about, kind
+        assert one.paper
+        assert "kind" not in one.parameters()
+
+
+# --- weights and pairs ------------------------------------------------------------------------------------------------
+
+
+def test_weights_that_are_logits_extrapolate_as_policies_do():
+    """pi_{t+1} proportional to F (F / F')^alpha: exact where the parameters are the log-probabilities."""
+    now, before = ([0.6, 0.3, 0.1], [0.5, 0.3, 0.2])
+    models = []
+    for policy in (now, before):
+        model = torch.nn.Linear(1, 3, bias=False).double()
+        model.weight.data = torch.tensor(policy, dtype=torch.float64).log().unsqueeze(1)
+        models.append(model)
+    extrapolate(*models, 0.3)
+    found = models[0](torch.ones(1, 1, dtype=torch.float64)).softmax(-1)[0]
+    np.testing.assert_allclose(found.detach(), extrapolated(now, before, 0.3), rtol=1e-12)
+    with pytest.raises(BadInput, match="'bias' differs"):
+        extrapolate(torch.nn.Linear(1, 3), models[1].float(), 0.3)
+
+
+@pytest.mark.parametrize("arm", ["accelerated", "start"])
+def test_a_round_ends_momentum_beyond_its_fit(made, arm):
+    """w = f + .3 (f - f'), f' the fit before or what the round started at."""
+    plan, results = made
+    end = parent(plan, trial_of(plan, arm), "round2")
+    fit, before = (weights(results, parent(plan, end, role)) for role in ("model", "before"))
+    for name, weight in weights(results, end).items():
+        torch.testing.assert_close(weight, 1.3 * fit[name] - 0.3 * before[name], rtol=1e-5, atol=1e-6)
+        assert not torch.equal(fit[name], before[name])
+
+
+def test_pairs_of_a_round_are_its_models_responses_in_the_oracles_order(made):
+    plan, results = made
+    node = parent(plan, trial_of(plan, "fresh"), "round2", "tokens", "pairs")
+    table = read_table(results / node.ref / "pairs.parquet")
+    home = read_table(results / parent(plan, node, "pairs").ref / "pairs.parquet")
+    train, others = table[table["split"] == "train"], table[table["split"] != "train"]
+    kept = home[home["split"] != "train"].reset_index(drop=True)
+    assert others.reset_index(drop=True)["pair_id"].tolist() == kept["pair_id"].tolist()
+    assert set(train["prompt_id"]) <= set(home.loc[home["split"] == "train", "prompt_id"])
+    assert 0 < len(train) <= 20
+    worth = [
+        [oracle_reward(row.prompt[0]["content"], text) for text in (row.chosen, row.rejected)]
+        for row in train.itertuples()
+    ]
+    assert all(chosen > rejected for chosen, rejected in worth)
+    # Of two responses the mean lies half way: advantages are plus and minus half of the difference.
+    found = read_table(results / node.ref / "advantages.parquet").set_index("pair_id").loc[train["pair_id"]]
+    half = [(chosen - rejected) / 2 for chosen, rejected in worth]
+    assert found["chosen_advantage"].tolist() == pytest.approx(half)
+    assert found["rejected_advantage"].tolist() == pytest.approx([-value for value in half])
+
+
+def test_a_trial_of_rounds_answers_with_the_reference_and_after_every_round(made):
+    plan, results = made
+    trial = trial_of(plan, "accelerated")
+    answers = read_table(results / trial.ref / "answers.parquet")
+    assert sorted(set(zip(answers["fraction"], answers["step"], strict=True))) == [(0.0, 0), (0.5, 1), (1.0, 2)]
+    assert (answers.loc[answers["step"] == 0, "log_ratio"] == 0).all()
+    assert (answers.loc[answers["step"] > 0, "log_ratio"] != 0).all()
+    gaps = [
+        read_json(results / parent(plan, trial, f"round{n}", "model").ref / "manifest.json")["summary"] for n in (1, 2)
+    ]
+    assert all(gap["step_zero_margin_gap"] < 1e-4 for gap in gaps)  # the reference of a round is where it starts
+
+
+# --- which two responses become a pair --------------------------------------------------------------------------------
+
+
+def test_extremes_and_fronts():
+    """Means 2, 1.9, 1, .5. By both models 0 beats 2 and 3, 1 beats 3: 0 and 1 are unbeaten, 2 and 3 beat none."""
+    rewards, draw = [[3.0, 1.0], [0.8, 3.0], [2.0, 0.0], [0.5, 0.5]], np.random.default_rng(0)
+    assert [side.tolist() for side in fronts(rewards)] == [[True, True, False, False], [False, False, True, True]]
+    assert {chosen_and_rejected(rewards, "extremes", draw) for _ in range(5)} == {(0, 3)}
+    drawn = [chosen_and_rejected(rewards, "pareto", draw) for _ in range(400)]
+    assert {pair: drawn.count(pair) for pair in set(drawn)} == {
+        pair: pytest.approx(100, abs=4 * np.sqrt(400 * 0.25 * 0.75)) for pair in ((0, 2), (0, 3), (1, 2), (1, 3))
+    }
+
+
+def test_fronts_pair_no_worse_mean_above_a_better_one_and_survive_calibration():
+    rng = np.random.default_rng(1)
+    for _ in range(50):
+        rewards = rng.normal(size=(6, 3))
+        chosen, rejected = chosen_and_rejected(rewards, "pareto", rng)
+        assert rewards[chosen].mean() > rewards[rejected].mean()
+        calibrated = np.stack([expected_win_rates(rewards[:, [m]]) for m in range(3)], axis=1)
+        assert [side.tolist() for side in fronts(calibrated)] == [side.tolist() for side in fronts(rewards)]
+    assert chosen_and_rejected([[1.0, 2.0], [2.0, 1.0]], "pareto", rng) is None

@@ -1,0 +1,40 @@
+"""Declarations of procedures: arms whose policy comes out of several rounds of training, sampling and labelling."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from prefopt.specs.base import Closed, Count, Name
+
+
+class ResponsesSpec(Closed):
+    """Pairs of a round's own: responses that the current policy draws to the train prompts, labelled anew.
+
+    They are drawn as the item's ``samples`` say, with seeds of their own.
+    """
+
+    labels: Name = Field(description="one of the item's reward ensembles: the mean of its members chooses")
+    per_prompt: Annotated[int, Field(ge=2)] = Field(2, description="responses to every train prompt")
+    prompts: Count | None = Field(None, description="train prompts of a round, drawn anew in each; default all")
+    choose: Literal["extremes", "pareto"] = Field(
+        "extremes",
+        description="the responses of highest and lowest mean reward; or, as CaPO, one that no other beats by every "
+        "member and one that beats no other by every member",
+    )
+
+
+class AcceleratedRounds(Closed):
+    """Rounds with momentum: each fits a policy to pairs and extrapolates what it fitted."""
+
+    kind: Literal["accelerated"]
+    count: Count = Field(3, description="rounds")
+    momentum: Annotated[float, Field(ge=0.0)] = Field(0.3, description="alpha; 0 is plain iteration")
+    against: Literal["previous_fit", "start"] = Field(
+        "previous_fit", description="what a fit is extrapolated away from: the previous round's, or what it started at"
+    )
+    responses: ResponsesSpec | None = Field(None, description="fresh pairs in every round; default the arm's own data")
+
+
+RoundsSpec = AcceleratedRounds
