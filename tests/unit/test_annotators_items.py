@@ -14,7 +14,8 @@ from prefopt.cli import main
 from prefopt.errors import BadInput
 from prefopt.exports import export_items, results_table
 from prefopt.plan import load_plan
-from prefopt.report import collect_report, render_report
+from prefopt.report import collect_report
+from prefopt.report_page import render_report
 from prefopt.stages import STAGES, RunOptions
 
 MODEL = """

@@ -7,15 +7,16 @@ import shutil
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 
-import pandas as pd
 import pytest
 
 import fake_grids
+import finished_grids
 import finished_results
 from prefopt import figures
-from prefopt.artifacts import read_json, write_json, write_table, write_text
+from prefopt.artifacts import read_json
 from prefopt.grids import pages
-from prefopt.report import NOT_MADE, collect_report, cost, render_report
+from prefopt.report import collect_report, cost
+from prefopt.report_page import NOT_MADE, render_report
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 
@@ -190,11 +191,11 @@ def test_an_exact_item_has_its_figures_tables_numbers_and_parameters(with_exact)
     for text in (
         "compute a paper's mathematics itself",
         "Exact margins",
-        "exact: 2 of 3 claims hold",
-        "a stricter margin",
+        "2 reproduced",
+        "1 not reproduced",
+        "a stricter margin table 4 1.2 1.25 margin: difference +0.05, tolerance 0.01 not reproduced",
         "1.25 [1.1, 1.4]",
         "above 1",
-        "+0.05",
         "beta 0.1; places [1, 2]",
         "make reproduce ITEMS=own/exact",
         "Table: all rows (50 rows)",
@@ -226,58 +227,11 @@ def test_an_exact_item_without_its_study_shows_its_own_figure(with_exact, tmp_pa
     assert "a stricter margin" in parsed.words
 
 
-def grid_item(results, content):
-    """A finished grid item: its pairs, a trial of the reference and of every point with each seed, and its table."""
-    make = finished_results.make
-    prompts = [[{"role": "user", "content": f"say {k} {finished_results.HOSTILE}"}] for k in range(5)]
-    table = pd.DataFrame({"prompt_id": range(5), "prompt": prompts})
-    pairs = make(
-        results, "pairs", "grid", {}, {}, lambda w: write_table(w / "pairs.parquet", table), pairs=5, refused={}
-    )
-    runs = {f"reference.{seed}": ("reference", seed) for seed in content["seeds"]}
-    for number, point in enumerate(content["points"]):
-        point["runs"] = {str(seed): f"trials/run-{number}-{seed}" for seed in content["seeds"]}
-        runs |= {
-            f"run.{number}.{seed}": (f"{point['arm']} {point['settings']['beta']}", seed) for seed in content["seeds"]
-        }
-    parents = {role: trial(results, role, of, seed, pairs) for role, (of, seed) in runs.items()}
-
-    def fill(work):
-        write_json(work / "item.json", content)
-        write_text(work / "table.csv", "condition\n")
-
-    spec = {"layout": content["layout"]}
-    stage = f"papers/{content['paper']}"
-    return make(results, stage, content["name"], spec, parents | {"pairs": pairs}, fill, verdict=content["verdict"])
-
-
-def trial(results, role, of, seed, pairs):
-    def fill(work):
-        rows = [
-            {
-                "set": "test",
-                "step": step,
-                "draw": draw,
-                "prompt_id": k,
-                "score": k / 4,
-                "text": f"{of} at {step} to {k}",
-            }
-            for step in (0, 10)
-            for draw in (0, 1)
-            for k in range(5)
-        ]
-        write_table(work / "answers.parquet", pd.DataFrame(rows))
-
-    return finished_results.make(
-        results, "trials", "run", {"role": role, "seed": seed}, {"set.test.pairs": pairs}, fill, steps=10
-    )
-
-
 @pytest.fixture(scope="module")
 def with_grids(tmp_path_factory):
     folder = tmp_path_factory.mktemp("grids") / "results"
     layouts = ("by_condition", "gains", "histogram")
-    items = [grid_item(folder, fake_grids.item(layout)) for layout in layouts]
+    items = [finished_grids.grid_item(folder, fake_grids.item(layout)) for layout in layouts]
     return folder, [node.ref for node in items]
 
 
@@ -299,7 +253,7 @@ def test_a_grid_section_has_claims_figures_points_and_samples(grid_page):
     for text in (
         "tier quick · seeds 0, 1, 2",
         "conditions 2, arms 3, points 12; runs finished 36 of 36; answers per prompt 1",
-        "the weighted loss is better: the interval [0.25, 0.75] lies above 0.",
+        "direction only the interval [0.25, 0.75] lies above 0.",
         "+0.50 [+0.25, +0.75], p = 0.031",
         "reward: theta − dpo",
         "skewness: wide − narrow",

@@ -232,7 +232,7 @@ def test_one_failed_claim_decides_the_item_and_none_gives_no_verdict():
     rows = [NUMBER, {**ORDER, "interval": None}]
     item = exact.collect_exact({**spec, "expect": rows}, {"x": 2.0, "y": 3.0}, "studies/s-00000000")
     assert item["verdict"] == "not reproduced"
-    assert [line["claim"] for line in exact.verdict_lines(item)] == ["t", "an order"]
+    assert [line["claim"] for line in exact.claim_lines(item)] == ["an order", "a number"], "what fails stands first"
     assert list(exact.table(item)["verdict"]) == ["reproduced", "not reproduced"]
     assert "| a number | 2 | 2 | +0 | 0.25 | reproduced | table 1 |" in exact.markdown(item)
     assert exact.collect_exact({**spec, "expect": []}, {}, "a")["verdict"] == "no claim declared"

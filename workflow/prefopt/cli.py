@@ -334,7 +334,8 @@ def _verify(arguments: argparse.Namespace) -> None:
 
 def _report(arguments: argparse.Namespace) -> None:
     from prefopt.artifacts import write_text
-    from prefopt.report import collect_report, render_report
+    from prefopt.report import collect_report
+    from prefopt.report_page import render_report
 
     results, refs = versions.finished_items(arguments.manifests)
     html = render_report(collect_report(results, refs))

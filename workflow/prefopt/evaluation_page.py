@@ -21,6 +21,7 @@ from prefopt.evaluation_figures import (
 )
 from prefopt.figures import inline
 from prefopt.length_control import comparison_of
+from prefopt.web import environment
 from prefopt.winrate import length_controlled_interval, model_win_probability
 
 if TYPE_CHECKING:
@@ -158,17 +159,9 @@ def render_page(evaluations: Sequence[Evaluation]) -> str:
 
 
 def _environment() -> Environment:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("prefopt"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
-    return environment
+    made = environment()
+    made.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
+    return made
 
 
 def _policy(scripts: Sequence[str]) -> str:

@@ -88,29 +88,25 @@ def value_text(row: Mapping[str, Any]) -> str:
     return digits(row["value"]) + limits
 
 
-def verdict_lines(item: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Lines of the report's table of verdicts: one for the whole item, and one for every claim that does not hold.
-
-    An exact item has many claims; those that hold stand in its own section.
-    """
-    if not item["expect"]:
-        return []
-    failed = [row for row in item["expect"] if row["verdict"] not in HOLDS]
-    count = len(item["expect"])
-    found = f"{count - len(failed)} of {count} claims hold" if failed else f"all {count} claims hold"
-    whole = {"claim": item["title"], "source": f"{item['scale']}: {found}", "verdict": item["verdict"]}
-    return [
-        whole | {"published": "–", "ours": "–", "detail": ""},
-        *(
-            {
-                "published": reported_text(row),
-                "ours": f"{row['difference']:+.3g}",
-                "detail": f"{row['quantity']}: {value_text(row)}",
-            }
-            | {key: row[key] for key in ("claim", "source", "verdict")}
-            for row in failed
-        ),
+def claim_lines(item: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Lines of the report's table of claims: those that do not hold first, since an exact item has many."""
+    lines = [
+        {
+            "published": reported_text(row),
+            "ours": value_text(row),
+            "detail": _distance(row),
+            "about": [],
+            "reason": "",
+        }
+        | {key: row[key] for key in ("claim", "source", "verdict")}
+        for row in item["expect"]
     ]
+    return sorted(lines, key=lambda line: line["verdict"] in HOLDS)
+
+
+def _distance(row: Mapping[str, Any]) -> str:
+    allowed = f", tolerance {digits(row['tolerance'])}" if row["tolerance"] is not None else ""
+    return f"{row['quantity'].replace('_', ' ')}: difference {row['difference']:+.3g}{allowed}"
 
 
 def table(item: Mapping[str, Any]) -> pd.DataFrame:

@@ -195,11 +195,14 @@ def histogram_figure(weights: Mapping[str, Sequence[float]], phi_star: Mapping[s
 
 
 def inline(svg: str, label: str, prefix: str) -> str:
-    """An SVG for the inside of a page: takes the page's text colour, scales with it, and has a text alternative.
+    """An SVG for the inside of a page: takes the page's colours, scales with it, and has a text alternative.
 
-    Every id gets ``prefix``, so that the clip paths of several figures on a page do not mix.
+    The n-th of COLOURS becomes the page's ``--series-n``, where it declares one. Every id gets ``prefix``, so that the
+    clip paths of several figures on a page do not mix.
     """
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    for number, colour in enumerate(COLOURS, start=1):
+        svg = svg.replace(colour, f"var(--series-{number}, {colour})")
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
     svg = re.sub(r'((?:xlink:)?href="|url\()#', rf"\g<1>#{prefix}-", svg)

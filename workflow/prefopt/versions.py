@@ -149,11 +149,11 @@ def _compared(name: str, one: Version, other: Version, metrics: Sequence[str] | 
         rows.append({"address": address, "a": a, "b": b, "apart": _apart(a, b)})
     changed = [
         {"key": key, "a": declared[0].get(key), "b": declared[1].get(key)}
-        for key in dict.fromkeys([*declared[0], *declared[1]])
+        for key in (dict.fromkeys([*declared[0], *declared[1]]) if all(items) else ())
         if declared[0].get(key) != declared[1].get(key)
     ]
     verdicts = [item["verdict"] if item else None for item in items]
-    same = not changed and verdicts[0] == verdicts[1] and all(row["a"] == row["b"] for row in rows)
+    same = all(items) and not changed and verdicts[0] == verdicts[1] and all(row["a"] == row["b"] for row in rows)
     return {"item": name, "verdicts": verdicts, "changed": changed, "numbers": rows, "same": same}
 
 

@@ -119,7 +119,7 @@ def _caption(name: str, item: Mapping[str, Any]) -> str:
 
 
 def claim_line(row: Mapping[str, Any]) -> dict[str, Any]:
-    """One line of the table of verdicts: the difference with its interval and p, and what was compared."""
+    """One line of the table of claims: the difference with its interval and p, and what was compared."""
     found = row["difference"]
     fine = found and found["low"] is not None and found["high"] - found["low"] < 0.1
     ours = with_interval(found, 3 if fine else 2, sign=True)
@@ -133,7 +133,8 @@ def claim_line(row: Mapping[str, Any]) -> dict[str, Any]:
         "published": row.get("reported") or "–",
         "ours": ours,
         "detail": f"{str(what).replace('_', ' ')}: {sides}{part}",
-    } | {key: row[key] for key in ("claim", "source", "verdict")}
+        "about": [str(row[side]) for side in ("arm", "than") if row.get(side) is not None],
+    } | {key: row[key] for key in ("claim", "source", "verdict", "reason")}
 
 
 def _facts(item: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefopt.artifacts import MANIFEST, Node, read_json, write_json
+from prefopt.artifacts import MANIFEST, Node, read_json, write_json, write_text
 from prefopt.errors import BadInput, FailedCheck
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def add_verbs(
     compare.add_argument("--items", default="*", help="comma-separated paper/item names or patterns")
     compare.add_argument("--metrics", help="comma-separated, instead of those that the items' claims name")
     compare.add_argument("--json", action="store_true", help="print one JSON object")
+    compare.add_argument("--html", type=Path, metavar="FILE", help="also write it as one self-contained page")
     compare.set_defaults(run=_compare)
 
     text = "list what no declaration reaches: artifacts, their specs and logs, scratch of runs that are gone"
@@ -146,6 +147,11 @@ def _compare(arguments: argparse.Namespace) -> None:
     )
     metrics = arguments.metrics.split(",") if arguments.metrics else None
     found = versions.compare_versions(one, other, arguments.items.split(","), metrics)
+    if arguments.html is not None:
+        from prefopt.versions_page import render_versions
+
+        write_text(arguments.html, render_versions(found))
+        print(f"page: {arguments.html}", file=sys.stderr)
     print(json.dumps(found, ensure_ascii=False) if arguments.json else versions.as_text(found))
 
 

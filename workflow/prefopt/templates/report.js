@@ -31,4 +31,23 @@
       });
     });
   }
+
+  // A link into a folded part opens it; the browser alone scrolls to nothing.
+  const unfold = () => {
+    const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    if (!target) return;
+    for (let part = target; part; part = part.parentElement) if (part.tagName === "DETAILS") part.open = true;
+    target.scrollIntoView();
+  };
+  window.addEventListener("hashchange", unfold);
+  unfold();
+
+  // Boxes that do not scroll need no stop of the tab key.
+  const stops = () => {
+    for (const box of document.querySelectorAll(".scroll, pre"))
+      box.tabIndex = box.scrollWidth > box.clientWidth || box.scrollHeight > box.clientHeight ? 0 : -1;
+  };
+  window.addEventListener("resize", stops);
+  document.addEventListener("toggle", stops, true);
+  stops();
 })();
