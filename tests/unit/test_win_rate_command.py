@@ -152,7 +152,7 @@ def change(**fields):
         (change(generator_2=None), "row 3 has no 'generator_2'"),
         (lambda records: [], "no rows with 'preference'"),
         (lambda records: answers(records, 1), "no rows with 'preference'; columns there: instruction, output"),
-        (lambda records: "text", "not a readable JSON list"),
+        (lambda records: "text", "annotations.json: str, expected a list of objects"),
     ],
 )
 def test_unusable_annotations(content, message, records, tmp_path, capsys):
@@ -181,7 +181,7 @@ def test_unusable_answers(records, tmp_path, capsys):
         (["--spec", "a.json", "--annotations", "b.json"], "give either --spec"),
         (["--spec", "a.json", "--json"], "--json goes with --annotations"),
         (["--spec", "a.json", "--by-position"], "--by-position goes with --annotations"),
-        (["--annotations", "nowhere.json"], "nowhere.json: not a readable"),
+        (["--annotations", "nowhere.json"], "nowhere.json: cannot be read"),
         (["--annotations", "b.json", "--by-position"], "give --difficulty with it"),
     ],
 )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefopt import __version__, parallel, team, warm
-from prefopt.errors import EXIT_DONE, EXIT_TRY_AGAIN, BadInput, FailedCheck, PrefoptError
+from prefopt.errors import EXIT_DONE, EXIT_TRY_AGAIN, BadInput, FailedCheck, PrefoptError, one_line
 from prefopt.shares import check_divisible, has_divisible_rows
 from prefopt.stages import STAGES, RunOptions, Stage, rankings, versions, votes_file
 
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PrefoptError as error:
         if arguments.debug:
             raise
-        print(f"prefopt {arguments.verb}{parallel.label()}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"prefopt {arguments.verb}{parallel.label()}: {one_line(error)}", file=sys.stderr)
         return error.exit_code
     except MemoryError:
         print(f"prefopt {arguments.verb}: out of memory; run again with a smaller --micro-batch", file=sys.stderr)

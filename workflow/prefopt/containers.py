@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import json
 import sys
 import zlib
 from collections import Counter
@@ -14,6 +13,7 @@ from typing import Any
 
 from prefopt.artifacts import tree_files
 from prefopt.errors import BadInput, nearest
+from prefopt.json_text import parsed_json
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
 _SAVED_DATASET, _SAVED_SPLITS = "state.json", "dataset_dict.json"
@@ -60,7 +60,7 @@ def _load_saved(path: Path) -> Any:
 
     try:
         return datasets.load_from_disk(str(path))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # what the library raises for damaged files has no common base
         raise BadInput(f"{path}: not a data set as save_to_disk writes it ({error})") from None
 
 
@@ -68,7 +68,7 @@ def _file_rows(path: Path) -> Iterator[NumberedRow]:
     if path.name.endswith((".jsonl", ".jsonl.gz")):
         return _jsonl_rows(path)
     if path.name.endswith((".csv", ".csv.gz")):
-        return _csv_rows(path)
+        return csv_rows(path)
     if path.name.endswith(".parquet"):
         return _parquet_rows(path)
     raise BadInput(f"{path}: unsupported kind of file '{path.suffix}'; supported: {', '.join(SUFFIXES)}")
@@ -79,12 +79,19 @@ def _lines(path: Path) -> Iterator[str]:
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
             for number, line in enumerate(stream):
-                yield line.decode("utf-8-sig" if number == 0 else "utf-8")
+                text = line.decode("utf-8-sig" if number == 0 else "utf-8")
+                if "\0" in text:
+                    raise BadInput(f"{path}: line {number + 1}: a byte 0x00, so it is no text; save the file as UTF-8")
+                yield text
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
         raise BadInput(f"{path}: line {number + 1}: byte 0x{byte:02x} is not UTF-8; save the file as UTF-8") from None
     except (OSError, EOFError, zlib.error) as error:
-        raise BadInput(f"{path}: cannot be read ({error}); is it a whole file of the kind its name says?") from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> BadInput:
+    return BadInput(f"{path}: cannot be read ({error}); is it a whole file of the kind its name says?")
 
 
 def _jsonl_rows(path: Path) -> Iterator[NumberedRow]:
@@ -92,13 +99,29 @@ def _jsonl_rows(path: Path) -> Iterator[NumberedRow]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            row = parsed_json(line)
+        except ValueError as error:
             raise BadInput(f"{path}: line {number + 1}: not JSON ({error}); one JSON object per line") from None
         yield number, f"line {number + 1}", row
 
 
-def _csv_rows(path: Path) -> Iterator[NumberedRow]:
+def list_rows(path: Path) -> Iterator[NumberedRow]:
+    """Rows of a JSON list of objects, plain or gzipped; BadInput where it is none."""
+    try:
+        content = path.read_bytes()
+        rows = parsed_json(gzip.decompress(content) if path.suffix == ".gz" else content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise _unreadable(path, error) from None
+    except ValueError as error:
+        raise BadInput(f"{path}: not a JSON file ({error}); for one object per line call it .jsonl") from None
+    if not isinstance(rows, list):
+        raise BadInput(f"{path}: {type(rows).__name__}, expected a list of objects")
+    for number, row in enumerate(rows):
+        yield number, f"row {number + 1}", row
+
+
+def csv_rows(path: Path) -> Iterator[NumberedRow]:
+    """Rows of a CSV table, plain or gzipped, every value a text; BadInput names the line of what is none."""
     csv.field_size_limit(sys.maxsize)  # whole transcripts are longer than the module's default
     reader = csv.reader(_lines(path), strict=True)
     line = number = 0
@@ -127,9 +150,12 @@ def _parquet_rows(path: Path) -> Iterator[NumberedRow]:
     number = 0
     try:
         with pq.ParquetFile(path) as table:
+            repeated = [name for name, count in Counter(table.schema_arrow.names).items() if count > 1]
+            if repeated:
+                raise BadInput(f"{path}: column '{repeated[0]}' stands twice")
             for batch in table.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     yield number, f"row {number + 1}", row
                     number += 1
-    except (pa.ArrowException, OSError) as error:
-        raise BadInput(f"{path}: not a readable parquet file ({error})") from None
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise BadInput(f"{path}: not a readable parquet file from row {number + 1} on ({error})") from None

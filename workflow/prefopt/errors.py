@@ -9,6 +9,7 @@ EXIT_DONE = 0
 EXIT_BAD_INPUT = 2
 EXIT_FAILED_CHECK = 3
 EXIT_TRY_AGAIN = 75
+_LONGEST_LINE, _KEPT_END = 1500, 400
 
 
 class PrefoptError(Exception):
@@ -40,3 +41,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(names)}"
+
+
+def one_line(error: BaseException) -> str:
+    """A failure as one line of printable characters: values from outside can hold anything, and megabytes of it."""
+    text = " ".join(str(error).split())
+    if len(text) > _LONGEST_LINE:
+        text = f"{text[: _LONGEST_LINE - _KEPT_END]} [...] {text[-_KEPT_END:]}"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

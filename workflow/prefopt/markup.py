@@ -18,6 +18,13 @@ class _PlainText(HTMLParser):
         """Text between tags, entities already resolved."""
         self.pieces.append(data)
 
+    def parse_html_declaration(self, i: int) -> int:
+        """The end of what starts with ``<!``; the base class fails where a keyword after ``<![`` is not known to it."""
+        try:
+            return super().parse_html_declaration(i)
+        except AssertionError:
+            return self.parse_bogus_comment(i)
+
     def handle_starttag(self, tag: str, attrs: Any) -> None:
         """A line break where one is shown."""
         if tag in ("br", "li"):

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import gzip
-import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefopt.containers import NumberedRow, dataset_rows, open_path
+from prefopt.containers import NumberedRow, dataset_rows, list_rows, open_path
 from prefopt.errors import BadInput
 from prefopt.hub import of_commit
 from prefopt.pairs import digest63
-from prefopt.readers import BadRow, Message, Refused, find_reader, read_row
+from prefopt.readers import BadRow, Message, Refused, broken_at, find_reader, read_row, require_unicode
 from prefopt.sources import content_sha256
 
 if TYPE_CHECKING:
     import pandas as pd
 
 COLUMN = "instruction"  # AlpacaEval's name of it
+_WHOLE = re.compile(r"[0-9]{1,15}")
 SET_COLUMNS = ("prompt_id", "prompt", "index", "dataset", "output", "source", "source_row")
 
 
@@ -50,6 +50,7 @@ def read_prompts(spec: Mapping[str, Any], path: Path | None = None) -> PromptSet
     refused: dict[str, int] = {}
     repeated = 0
     generators: dict[str, str] = {}  # whose outputs -> the first row that says so
+    numbers: dict[int, int] = {}  # index -> whose prompt
     called, rows = _open(spec, path)
     for number, place, row in rows:
         where = f"{called}: {place}"
@@ -71,6 +72,8 @@ def read_prompts(spec: Mapping[str, Any], path: Path | None = None) -> PromptSet
         }
         if record["output"] is not None and (whose := _optional_text(row, "generator", where)):
             generators.setdefault(whose, where)
+        if numbers.setdefault(record["index"], record["prompt_id"]) != record["prompt_id"]:
+            raise BadInput(f"{where}: 'index' is {record['index']}, as of another prompt before; each has its own")
         known = records.setdefault(record["prompt_id"], record)
         if known is not record:
             repeated += 1
@@ -97,14 +100,16 @@ def _messages(spec: Mapping[str, Any], row: Any) -> list[Message]:
         keys = ", ".join(map(str, row)) or "none"
         said = "no text" if column in row else "not there"
         raise BadRow(f"'{column}' is {said} (the row has the keys: {keys}); name another column, or a reader")
+    require_unicode(text)
     return [{"role": "user", "content": text}]
 
 
 def _index(row: Mapping[str, Any], number: int, where: str) -> int:
     """The row's own number where it says one, as AlpacaEval's extracts do; its place elsewhere."""
     index = row.get("index", number)
-    if isinstance(index, bool) or not str(index).isdigit():
-        raise BadInput(f"{where}: 'index' is {index!r}, expected a whole number from 0")
+    whole = isinstance(index, int | str) and not isinstance(index, bool) and _WHOLE.fullmatch(str(index))
+    if not whole:
+        raise BadInput(f"{where}: 'index' is {index!r:.60}, expected a whole number from 0")
     return int(index)
 
 
@@ -112,6 +117,8 @@ def _optional_text(row: Mapping[str, Any], key: str, where: str) -> str | None:
     value = row.get(key)
     if value is not None and not isinstance(value, str):
         raise BadInput(f"{where}: '{key}' is {type(value).__name__}, expected text")
+    if value is not None and broken_at(value) is not None:
+        raise BadInput(f"{where}: '{key}' has a lone surrogate at character {broken_at(value)}, which is no Unicode")
     return value
 
 
@@ -131,22 +138,10 @@ def _open(spec: Mapping[str, Any], path: Path | None) -> tuple[str, Iterable[Num
 
 def _file_rows(path: Path) -> Iterator[NumberedRow]:
     if path.name.endswith((".json", ".json.gz")):
-        yield from _list_rows(path)
+        yield from list_rows(path)
         return
     for _, _, rows in open_path(path.name, path):
         yield from rows
-
-
-def _list_rows(path: Path) -> Iterator[NumberedRow]:
-    try:
-        content = path.read_bytes()
-        rows = json.loads(gzip.decompress(content) if path.suffix == ".gz" else content)
-    except (OSError, EOFError, ValueError) as error:
-        raise BadInput(f"{path}: not a JSON file ({error}); for one object per line call it .jsonl") from None
-    if not isinstance(rows, list):
-        raise BadInput(f"{path}: {type(rows).__name__}, expected a list of objects")
-    for number, row in enumerate(rows):
-        yield number, f"row {number + 1}", row
 
 
 def _hub_rows(spec: Mapping[str, Any]) -> Any:

@@ -87,11 +87,23 @@ def checked_pair(prompt: list[Message], chosen: str, rejected: str, extra: Row) 
     if not any(message["content"].strip() for message in prompt):
         raise Refused("empty prompt")
     for text in (chosen, rejected, *(message["content"] for message in prompt)):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise Refused("broken unicode", f"lone surrogate at character {error.start}") from None
+        require_unicode(text)
     return RawPair(prompt, chosen, rejected, {k: v for k, v in extra.items() if _is_small_scalar(v)})
+
+
+def require_unicode(text: str) -> None:
+    """Raises Refused for a text that no file can hold."""
+    if (at := broken_at(text)) is not None:
+        raise Refused("broken unicode", f"lone surrogate at character {at}")
+
+
+def broken_at(text: str) -> int | None:
+    """Where a text has a lone surrogate, so that it is no Unicode and cannot be written; None where it has none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return error.start
+    return None
 
 
 def meta_json(meta: Row) -> str:
@@ -146,7 +158,7 @@ def _need_text(row: Row, key: str) -> str:
 def _number(value: Any, what: str) -> float:
     # CSV has no numbers: every field arrives as text.
     try:
-        if isinstance(value, bool) or not isinstance(value, int | float | str):
+        if isinstance(value, bool) or not isinstance(value, int | float | str) or "_" in str(value):
             raise ValueError
         number = float(value)
     except (ValueError, OverflowError):

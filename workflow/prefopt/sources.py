@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -114,13 +115,12 @@ def content_sha256(path: Path) -> str:
 
     Raises BadInput where nothing is there.
     """
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike pathlib's, False for names that no file can have
         files = {str(p.relative_to(path)): content_sha256(p) for p in sorted(path.rglob("*")) if p.is_file()}
         return hashlib.sha256(canonical_json(files).encode()).hexdigest()
-    try:
-        stat = path.stat()
-    except OSError:
-        raise BadInput(f"{path}: no such file; set data_root, or the path where it is declared") from None
+    if not os.path.isfile(path):  # a device or a pipe may never end
+        raise BadInput(f"{path}: no such file; set data_root, or the path where it is declared")
+    stat = path.stat()
     stamp = f"{stat.st_size}:{stat.st_mtime_ns}"
     remembered = _read_cache()
     key = str(path.resolve())

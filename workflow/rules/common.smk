@@ -4,7 +4,7 @@ import re
 import sys
 from pathlib import Path
 
-from prefopt.errors import PrefoptError
+from prefopt.errors import PrefoptError, one_line
 from prefopt.plan import load_plan
 from prefopt.shares import row_processes
 
@@ -13,7 +13,7 @@ try:
     RESULTS = PLAN.config.results
     PLAN.write_specs(Path(RESULTS))
 except PrefoptError as error:
-    print(f"prefopt plan: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    print(f"prefopt plan: {one_line(error)}", file=sys.stderr, flush=True)
     os._exit(
         error.exit_code
     )  # Snakemake would bury the one line under its own traceback

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from prefopt.annotators.rows import (
@@ -11,8 +12,12 @@ from prefopt.annotators.rows import (
     choice_of,
     name_of,
     need,
+    object_of,
+    objects_of,
+    rank_of,
     read_each,
     rows_with,
+    shown_text,
     text_of,
     votes_of_rankings,
 )
@@ -26,7 +31,10 @@ def read_ukp(rows: Sequence[Placed]) -> Votes:
     collector = Collector()
 
     def text(placed: Placed) -> None:
-        texts[text_of(placed.row, "topic_side"), text_of(placed.row, "arg_id")] = placed.row
+        key = text_of(placed.row, "topic_side"), text_of(placed.row, "arg_id")
+        if key in texts:
+            raise BadRow(f"'arg_id' is {key[1]!r:.60}, of which there is a text before; one text each")
+        texts[key] = placed.row
 
     def pair(placed: Placed) -> None:
         row = placed.row
@@ -37,10 +45,12 @@ def read_ukp(rows: Sequence[Placed]) -> Votes:
                 raise BadRow(f"'{key}' is {name!r}, whose text is in no file; give the file of arguments too")
             sides.append(texts[topic, name])
         names = {"a1": "a", "a2": "b", "equal": "tie"}
-        ballots = [Ballot(name_of(v, "worker"), choice_of(v.get("vote"), "'vote'", names)) for v in need(row, "votes")]
+        ballots = [
+            Ballot(name_of(v, "worker"), choice_of(v.get("vote"), "'vote'", names)) for v in objects_of(row, "votes")
+        ]
         first, second = sides
         prompt = f"{text_of(first, 'debate_title')}: {text_of(first, 'stance')}"
-        meta = {"gold": names[row["gold"]] if row.get("gold") else None}
+        meta = {"gold": choice_of(row["gold"], "'gold'", names) if row.get("gold") else None}
         both = text_of(first, "text"), text_of(second, "text")
         collector.add(
             VotedPair(prompt, *both, tuple(ballots), row["arg1"], row["arg2"], placed.number, meta), placed.place
@@ -57,12 +67,16 @@ def read_pandalm(rows: Sequence[Placed]) -> Votes:
 
     def one(placed: Placed) -> None:
         row = placed.row
-        prompt = "\n\n".join(part for part in (need(row, "instruction"), row.get("input")) if part and part.strip())
+        asked = [shown_text(row, key) for key in ("instruction", "input") if row.get(key) is not None]
+        prompt = "\n\n".join(part for part in asked if part.strip())
         names = {0: "tie", 1: "a", 2: "b"}
-        ballots = tuple(Ballot(str(k), choice_of(row[f"annotator{k}"], f"'annotator{k}'", names)) for k in (1, 2, 3))
+        votes = ((k, need(row, f"annotator{k}")) for k in (1, 2, 3))
+        ballots = tuple(Ballot(str(k), choice_of(vote, f"'annotator{k}'", names)) for k, vote in votes)
         systems = text_of(row, "cmp_key").split("_")
+        if len(systems) != 2:
+            raise BadRow(f"'cmp_key' is {row['cmp_key']!r:.60}, expected two systems with _ between them")
         # The published table lost its quotes in six places: an answer "True" became a truth value.
-        both = (str(need(row, key)) for key in ("response1", "response2"))
+        both = (shown_text(row, key) for key in ("response1", "response2"))
         pairs.append(VotedPair(prompt, *both, ballots, *systems, placed.number))
 
     read_each(one, rows)
@@ -78,14 +92,13 @@ def read_tulu(rows: Sequence[Placed]) -> Votes:
     collector = Collector()
 
     def one(placed: Placed) -> None:
-        completions = need(placed.row, "completions")
-        latest = {name_of(given, "annotator"): given for given in need(placed.row, "annotations")}
+        completions = object_of(placed.row, "completions")
+        latest = {name_of(given, "annotator"): given for given in objects_of(placed.row, "annotations")}
         for who, given in latest.items():
             a, b = text_of(given, "model_a"), text_of(given, "model_b")
             vote = Ballot(who, choice_of(given.get("preference"), "'preference'", _GRADED))
-            pair = VotedPair(
-                text_of(placed.row, "prompt"), str(completions[a]), str(completions[b]), (vote,), a, b, placed.number
-            )
+            both = shown_text(completions, a), shown_text(completions, b)
+            pair = VotedPair(text_of(placed.row, "prompt"), *both, (vote,), a, b, placed.number)
             collector.add(pair, placed.place)
 
     read_each(one, rows)
@@ -98,15 +111,18 @@ def read_squality(rows: Sequence[Placed]) -> Votes:
 
     def one(placed: Placed) -> None:
         row = placed.row
-        responses = need(row, "responses")
+        responses = object_of(row, "responses")
         names = tuple(sorted(responses))
-        ranks = {
-            name_of(given, "worker"): tuple(float(given["systems"][name]["overall_rank"]) for name in names)
-            for given in need(row, "reviewers")
-        }
+        ranks: dict[str, tuple[float, ...]] = {}
+        for given in objects_of(row, "reviewers"):
+            systems, who = object_of(given, "systems"), name_of(given, "worker")
+            if who in ranks:
+                raise BadRow(f"'worker' is {who!r:.60}, who ranked these responses before; one ranking each")
+            given_ranks = (object_of(systems, name).get("overall_rank") for name in names)
+            ranks[who] = tuple(rank_of(rank, "'overall_rank'") for rank in given_ranks)
         # The same question is asked about every story, so the passage is part of the prompt.
         prompt = f"{text_of(row, 'question')} (story {text_of(row, 'passage_id')})"
-        rankings.append(RankedPrompt(prompt, names, tuple(responses[n] for n in names), ranks, placed.number))
+        rankings.append(RankedPrompt(prompt, names, tuple(text_of(responses, n) for n in names), ranks, placed.number))
 
     read_each(one, rows)
     return votes_of_rankings(rankings)
@@ -141,12 +157,13 @@ def read_hanna(rows: Sequence[Placed]) -> Votes:
 
     def one(placed: Placed) -> None:
         row = placed.row
-        try:
-            mean = sum(float(need(row, key)) for key in _CRITERIA) / len(_CRITERIA)
-            prompt, slot, system = int(row["prompt_id"]), f"slot {int(row['rater_slot'])}", text_of(row, "system")
-        except (ValueError, KeyError) as error:
-            raise BadRow(f"not a row of HANNA's ratings ({error})") from None
-        ratings.setdefault(prompt, {}).setdefault(slot, {})[system] = -mean
+        mean = sum(rank_of(need(row, key), f"'{key}'") for key in _CRITERIA) / len(_CRITERIA)
+        numbers = (int(rank_of(need(row, key), f"'{key}'")) for key in ("prompt_id", "rater_slot"))
+        (prompt, slot), system = numbers, text_of(row, "system")
+        rated = ratings.setdefault(prompt, {}).setdefault(f"slot {slot}", {})
+        if system in rated:
+            raise BadRow(f"'system' is {system!r:.60}, which this slot rated before; one rating each")
+        rated[system] = -mean
 
     read_each(one, rows_with(rows, "rater_slot"))
     rankings = []
@@ -159,8 +176,16 @@ def read_hanna(rows: Sequence[Placed]) -> Votes:
 
 def read_llmbar(rows: Sequence[Placed]) -> Votes:
     """LLMBar: every judge and strategy is an annotator; a verdict that changes with the order is a tie."""
-    texts = {placed.row["id"]: placed for placed in rows_with(rows, "output_1")}
-    ballots: dict[str, list[Ballot]] = {}
+    texts: dict[str, VotedPair] = {}
+    ballots: dict[str, dict[str, Ballot]] = {}
+
+    def text(placed: Placed) -> None:
+        row, item = placed.row, text_of(placed.row, "id")
+        if item in texts:
+            raise BadRow(f"'id' is {item!r:.60}, which stands before; every item once")
+        meta = {"subset": row.get("subset"), "label": row.get("label")}
+        both = (text_of(row, key) for key in ("output_1", "output_2"))
+        texts[item] = VotedPair(text_of(row, "input"), *both, (), "1", "2", placed.number, meta)
 
     def one(placed: Placed) -> None:
         row = placed.row
@@ -170,34 +195,46 @@ def read_llmbar(rows: Sequence[Placed]) -> Votes:
         verdicts = [str(row.get(key) or "") for key in ("winner_order_ab", "winner_order_ba")]
         if all(verdict in ("1", "2") for verdict in verdicts):
             vote = "tie" if verdicts[0] != verdicts[1] else "a" if verdicts[0] == "1" else "b"
-            ballots.setdefault(item, []).append(Ballot(f"{text_of(row, 'judge')} {text_of(row, 'strategy')}", vote))
+            who = f"{text_of(row, 'judge')} {text_of(row, 'strategy')}"
+            if who in ballots.setdefault(item, {}):
+                raise BadRow(f"'judge' and 'strategy' are {who!r:.60}, who judged this item before; one verdict each")
+            ballots[item][who] = Ballot(who, vote)
 
+    read_each(text, rows_with(rows, "output_1"))
     read_each(one, rows_with(rows, "winner_order_ab"))
-    return Votes([_llmbar_pair(texts[item], tuple(found)) for item, found in ballots.items()])
-
-
-def _llmbar_pair(placed: Placed, ballots: tuple[Ballot, ...]) -> VotedPair:
-    row = placed.row
-    meta = {"subset": row.get("subset"), "label": row.get("label")}
-    return VotedPair(row["input"], row["output_1"], row["output_2"], ballots, "1", "2", placed.number, meta)
+    return Votes([replace(texts[item], ballots=tuple(found.values())) for item, found in ballots.items()])
 
 
 def read_qlora(rows: Sequence[Placed]) -> Votes:
     """QLoRA's round robins by GPT-4: the two orders of showing a pair are two annotators."""
-    texts = {(str(p.row["question_id"]), p.row["system"]): str(p.row["response"]) for p in rows_with(rows, "response")}
-    asked = {str(p.row["question_id"]): str(p.row["text"]) for p in rows_with(rows, "text")}
+    texts: dict[tuple[str, str], str] = {}
+    asked: dict[str, str] = {}
     collector = Collector()
+
+    def answer(placed: Placed) -> None:
+        key = name_of(placed.row, "question_id"), text_of(placed.row, "system")
+        if texts.setdefault(key, said := shown_text(placed.row, "response")) != said:
+            raise BadRow(f"'response' of {key[1]!r:.60} to question {key[0]} differs from the one before")
+
+    def question(placed: Placed) -> None:
+        number, said = name_of(placed.row, "question_id"), text_of(placed.row, "text")
+        if asked.setdefault(number, said) != said:
+            raise BadRow(f"'text' of question {number} differs from the one before")
+
     names = {"1": "a", "2": "b", "3": "tie"}
 
     def one(placed: Placed) -> None:
         row = placed.row
         if str(row.get("score")) == "-1":
             return
-        question, a, b = name_of(row, "question_id"), text_of(row, "system_first"), text_of(row, "system_second")
-        vote = Ballot(f"gpt-4, {'first' if a < b else 'second'} order", choice_of(str(row["score"]), "'score'", names))
-        both = (texts.get((question, name), "") for name in (a, b))
-        pair = VotedPair(asked.get(question, f"question {question}"), *both, (vote,), a, b, placed.number)
+        number, a, b = name_of(row, "question_id"), text_of(row, "system_first"), text_of(row, "system_second")
+        order = "first" if a < b else "second"
+        vote = Ballot(f"gpt-4, {order} order", choice_of(str(need(row, "score")), "'score'", names))
+        both = (texts.get((number, name), "") for name in (a, b))
+        pair = VotedPair(asked.get(number, f"question {number}"), *both, (vote,), a, b, placed.number)
         collector.add(pair, placed.place)
 
+    read_each(answer, rows_with(rows, "response"))
+    read_each(question, rows_with(rows, "text"))
     read_each(one, rows_with(rows, "system_first"))
     return Votes(collector.pairs())

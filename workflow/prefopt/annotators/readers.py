@@ -5,7 +5,6 @@ A reader takes all rows of all files at once, since votes on one pair may stand 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from prefopt.annotators.rows import (
 )
 from prefopt.annotators.votes import CHOICES, Ballot, Collector, RankedPrompt, VotedPair, Votes
 from prefopt.errors import BadInput, nearest
+from prefopt.json_text import parsed_json
 from prefopt.readers import BadRow
 
 
@@ -108,11 +108,12 @@ def _own_ballots(votes: Any) -> list[Ballot]:
     """``{annotator: vote}``, or a list of ``{"annotator": ..., "vote": ...}``; in a CSV file the same as JSON text."""
     if isinstance(votes, str):
         try:
-            votes = json.loads(votes)
-        except ValueError:
-            raise BadRow(f'\'votes\' is {votes!r:.60}, expected JSON such as {{"ann": "a", "bob": "tie"}}') from None
+            votes = parsed_json(votes)
+        except ValueError as error:
+            raise BadRow(f"'votes' is {votes!r:.60}, expected JSON such as {_EXAMPLE} ({error})") from None
     if isinstance(votes, Mapping):
-        return [Ballot(str(who), choice_of(vote, f"the vote of '{who}'", _OWN)) for who, vote in votes.items()]
+        given = [(name_of({"annotator": who}, "annotator"), vote) for who, vote in votes.items()]
+        return [Ballot(who, choice_of(vote, f"the vote of '{who}'", _OWN)) for who, vote in given]
     if not isinstance(votes, list) or not all(isinstance(vote, Mapping) for vote in votes):
         raise BadRow(f"'votes' is {votes!r:.60}, expected {{annotator: vote}} or a list of objects with both keys")
     return [_own_ballot(vote) for vote in votes]
@@ -147,8 +148,8 @@ def _ranks(ranking: Any, names: tuple[str, ...]) -> tuple[float, ...]:
     for step in ranking:
         tied = step if isinstance(step, list) else [step]
         for name in tied:
-            if name not in names or name in rank:
-                why = "stands twice" if name in rank else nearest(str(name), names)
+            if not isinstance(name, str) or name not in names or name in rank:
+                why = "stands twice" if isinstance(name, str) and name in rank else nearest(str(name), names)
                 raise BadRow(f"'ranking': {name!r:.40} {why}")
             rank[name] = place
         place += len(tied)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from prefopt.annotators.votes import RankedPrompt, Votes
 from prefopt.errors import BadInput, nearest
-from prefopt.readers import BadRow
+from prefopt.readers import BadRow, broken_at
 
 Row = Mapping[str, Any]
 
@@ -46,6 +47,43 @@ def name_of(row: Row, key: str) -> str:
     value = need(row, key)
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
         raise BadRow(f"'{key}' is {value!r:.60}, expected a name")
+    if broken_at(str(value)) is not None:
+        raise BadRow(f"'{key}' is {value!r:.60}, which has a lone surrogate and is no Unicode")
+    return str(value)
+
+
+def rank_of(value: Any, what: str) -> float:
+    """A rank or a rating: a finite number, also as the text that CSV has. Raises BadRow for anything else."""
+    try:
+        number = math.nan if isinstance(value, bool) or not isinstance(value, str | int | float) else float(value)
+    except (ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise BadRow(f"{what} is {value!r:.60}, expected a number")
+    return number
+
+
+def objects_of(row: Row, key: str) -> list[Row]:
+    """A list of objects with keys. Raises BadRow for anything else."""
+    found = need(row, key)
+    if not isinstance(found, list) or not all(isinstance(one, Mapping) for one in found):
+        raise BadRow(f"'{key}' is {found!r:.60}, expected a list of objects")
+    return found
+
+
+def object_of(row: Row, key: str) -> Row:
+    """An object with keys. Raises BadRow for anything else."""
+    found = need(row, key)
+    if not isinstance(found, Mapping):
+        raise BadRow(f"'{key}' is {found!r:.60}, expected an object")
+    return found
+
+
+def shown_text(row: Row, key: str) -> str:
+    """A text that may be empty, or a truth value or number that a lost pair of quotes made of one."""
+    value = need(row, key)
+    if not isinstance(value, str | bool | int | float):
+        raise BadRow(f"'{key}' is {value!r:.60}, expected a text")
     return str(value)
 
 

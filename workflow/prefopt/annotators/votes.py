@@ -109,7 +109,8 @@ class RankedPrompt:
 
 
 def _number(content: Any) -> int:
-    return int.from_bytes(hashlib.sha256(canonical_json(content).encode()).digest()[:8])
+    # a text with a lone surrogate is refused later, with its reason
+    return int.from_bytes(hashlib.sha256(canonical_json(content).encode(errors="surrogatepass")).digest()[:8])
 
 
 def _order(first: float, second: float) -> str:

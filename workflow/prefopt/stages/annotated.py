@@ -6,21 +6,33 @@ A file is a JSON list of records or a CSV table, plain or gzipped. Per row: ``pr
 
 from __future__ import annotations
 
-import gzip
-import io
-import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from prefopt.containers import csv_rows, list_rows
 from prefopt.errors import BadInput
+from prefopt.readers import broken_at
 from prefopt.winrate import length_controlled_win_rate, win_rate
 
 if TYPE_CHECKING:
     import pandas as pd
 
+_TEXTS = (
+    "instruction",
+    "output",
+    "output_1",
+    "output_2",
+    "generator",
+    "generator_1",
+    "generator_2",
+    "model",
+    "dataset",
+)
+_MOST_PROMPTS = 10_000_000
 _NOTES = {
     "length_controlled_minimal": "no difficulty file given: length and model terms only, not comparable with the "
     "published figures; lc_standard_error is 0 by construction",
@@ -50,7 +62,7 @@ def win_rates_of(
         raise BadInput("--by-position says how difficulties are looked up; give --difficulty with it")
     rows = as_numbers(table_of(annotations, "preference"), annotations, "preference")
     if "index" in rows:
-        rows = as_numbers(rows, annotations, "index")
+        rows = numbered(rows, annotations)
     names = model_names(rows, annotations)
     if outputs is not None and names is not None and names.nunique() > 1:
         raise BadInput(f"{annotations}: annotations of {names.nunique()} models, but --outputs is of one")
@@ -58,7 +70,7 @@ def win_rates_of(
     rows = with_lengths(rows, annotations, baseline, "output_1", "len_baseline")
     options = {
         "difficulty": None if difficulty is None else difficulties_of(difficulty),
-        "gamed": None if gamed is None else table_of(gamed, "preference"),
+        "gamed": None if gamed is None else gamed_of(gamed),
         "by_position": by_position,
     }
     if difficulty is not None and not by_position and "index" not in rows:
@@ -79,14 +91,16 @@ def model_names(rows: pd.DataFrame, path: Path) -> pd.Series | None:
     column = _first_of(rows, "generator_2", "model")
     if column is None:
         return None
-    if rows[column].isna().any():
-        raise BadInput(f"{path}: row {int(np.argmax(rows[column].isna()))} has no '{column}'")
+    if (unnamed := rows[column].isna() | (rows[column].str.strip() == "")).any():
+        raise BadInput(f"{path}: row {int(np.argmax(unnamed))} has no '{column}'")
     return rows[column]
 
 
 def _metrics(name: str | None, rows: pd.DataFrame, options: dict[str, Any]) -> dict[str, Any]:
     head: dict[str, Any] = {} if name is None else {"model": name}
     if "generator_1" in rows:
+        if rows["generator_1"].nunique(dropna=False) > 1:
+            raise BadInput(f"several baselines: {', '.join(sorted(map(str, rows['generator_1'].unique())))}")
         head["baseline"] = rows["generator_1"].iloc[0]
     if name is not None and head.get("baseline") == name:  # by definition, as in the published metric
         metrics = win_rate(rows["preference"])
@@ -101,7 +115,9 @@ def _metrics(name: str | None, rows: pd.DataFrame, options: dict[str, Any]) -> d
 
 def with_lengths(rows: pd.DataFrame, annotations: Path, answers: Path | None, text: str, column: str) -> pd.DataFrame:
     """``column`` in code points from the texts, or from a file of answers joined on the instruction or its number."""
-    if column not in rows and text in rows:
+    if column in rows:
+        rows = as_numbers(rows, annotations, column)
+    elif text in rows:
         rows = rows.assign(**{column: _text_lengths(rows[text], annotations)})
     if answers is not None:
         key = _first_of(rows, "instruction", "index")
@@ -125,13 +141,16 @@ def with_lengths(rows: pd.DataFrame, annotations: Path, answers: Path | None, te
     if column not in rows:
         option = "--outputs" if column == "len_model" else "--baseline"
         raise BadInput(f"{annotations}: neither '{text}' nor '{column}' is there; give {option}")
-    return as_numbers(rows, annotations, column)
+    if (wrong := ~np.isfinite(rows[column]) | (rows[column] < 0)).any():
+        row = int(np.argmax(wrong))
+        raise BadInput(f"{annotations}: row {row} has no output length: '{column}' is {rows[column].iloc[row]:g}")
+    return rows
 
 
 def _answers(path: Path, key: str) -> pd.DataFrame:
     """``length`` and ``place`` of every answer of a model_outputs file, by ``key``."""
     table = table_of(path, "output", key) if key != "index" else table_of(path, "output")
-    place = table["index"] if "index" in table else table.index.to_series()
+    place = numbered(table, path)["index"] if "index" in table else table.index.to_series()
     by = place if key == "index" else table[key]
     if by.duplicated().any():
         row = int(np.argmax(by.duplicated()))
@@ -150,23 +169,51 @@ def _text_lengths(texts: pd.Series, path: Path) -> pd.Series:
 def difficulties_of(path: Path) -> np.ndarray:
     """Difficulty by prompt number; NaN where the file has none."""
     table = as_numbers(table_of(path, "instruction_difficulty"), path, "instruction_difficulty")
-    place = as_numbers(table, path, "index")["index"].to_numpy(dtype=int) if "index" in table else np.arange(len(table))
-    if place.min() < 0 or len(set(place)) != len(place):
+    place = numbered(table, path)["index"].to_numpy(dtype=int) if "index" in table else np.arange(len(table))
+    if len(set(place)) != len(place):
         raise BadInput(f"{path}: 'index' must hold every prompt's number from 0 once")
     by_number = np.full(place.max() + 1, np.nan)
     by_number[place] = table["instruction_difficulty"]
     return by_number
 
 
+def gamed_of(path: Path) -> pd.DataFrame:
+    """Comparisons of the baseline with its verbose and concise selves, their columns as numbers."""
+    table = table_of(path, "preference")
+    for column in ("preference", "std_delta_len", "instruction_difficulty"):
+        table = as_numbers(table, path, column) if column in table else table
+    return table
+
+
+def numbered(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """The table with ``index``, the prompts' numbers, as floats; BadInput names the row of what is no whole number."""
+    table = as_numbers(table, path, "index")
+    index = table["index"].to_numpy()
+    whole = (index >= 0) & (index <= _MOST_PROMPTS) & (index == np.floor(index))
+    if not whole.all():
+        row = int(np.argmin(whole))
+        raise BadInput(f"{path}: 'index' of row {row} is {index[row]:g}, expected a prompt's number from 0")
+    return table
+
+
 def as_numbers(table: pd.DataFrame, path: Path, column: str) -> pd.DataFrame:
     """The table with a column as floats, missing ones NaN; BadInput names the row of anything else."""
-    import pandas as pd
+    numbers = []
+    for row, value in enumerate(table[column]):
+        try:
+            numbers.append(_number(value))
+        except (ValueError, OverflowError):
+            raise BadInput(f"{path}: '{column}' of row {row} is {value!r:.60}, not a number") from None
+    return table.assign(**{column: np.array(numbers)})
 
-    numbers = pd.to_numeric(table[column], errors="coerce").astype(float)
-    if (wrong := numbers.isna() & table[column].notna()).any():
-        row = int(np.argmax(wrong))
-        raise BadInput(f"{path}: '{column}' of row {row} is {table[column].iloc[row]!r}, not a number")
-    return table.assign(**{column: numbers})
+
+def _number(value: Any) -> float:
+    """A number, also as the text that CSV has, NaN for nothing; ValueError or OverflowError for anything else."""
+    if value is None or value == "":
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or "_" in str(value):
+        raise ValueError
+    return float(value)
 
 
 def _first_of(table: pd.DataFrame, *columns: str) -> str | None:
@@ -174,16 +221,32 @@ def _first_of(table: pd.DataFrame, *columns: str) -> str | None:
 
 
 def table_of(path: Path, *needed: str) -> pd.DataFrame:
-    """A JSON list of records or a CSV table, plain or gzipped; BadInput where a needed column is not there."""
+    """A JSON list of records or a CSV table, plain or gzipped; BadInput where a needed column is not there.
+
+    Of a CSV table all values are texts. Columns of texts and names hold texts, None where there is none.
+    """
     import pandas as pd
 
-    try:
-        content = path.read_bytes()
-        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8")
-        kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-        table = pd.read_csv(io.StringIO(text)) if kind == ".csv" else pd.DataFrame(json.loads(text))
-    except (OSError, EOFError, ValueError, AttributeError) as error:
-        raise BadInput(f"{path}: not a readable JSON list of records or CSV table: {error}") from error
+    is_csv = path.name.removesuffix(".gz").endswith(".csv")
+    records = []
+    for _, place, row in csv_rows(path) if is_csv else list_rows(path):
+        if not isinstance(row, Mapping):
+            raise BadInput(f"{path}: {place}: {type(row).__name__} where an object with keys is expected")
+        for key, value in row.items():
+            if broken_at(key) is not None or (isinstance(value, str) and broken_at(value) is not None):
+                raise BadInput(f"{path}: {place}: {key!r:.60} has a lone surrogate, which is no Unicode")
+        records.append(row)
+    table = pd.DataFrame.from_records(records)
     if absent := [name for name in needed if name not in table or table.empty]:
         raise BadInput(f"{path}: no rows with '{absent[0]}'; columns there: {', '.join(map(str, table)) or 'none'}")
-    return table
+    return table.assign(**{name: _checked_texts(table[name], path) for name in _TEXTS if name in table})
+
+
+def _checked_texts(column: pd.Series, path: Path) -> pd.Series:
+    import pandas as pd
+
+    checked = [None if isinstance(value, float) and math.isnan(value) else value for value in column]
+    for row, value in enumerate(checked):
+        if value is not None and not isinstance(value, str):
+            raise BadInput(f"{path}: '{column.name}' of row {row} is not a text but {value!r:.60}")
+    return pd.Series(checked, index=column.index, name=column.name, dtype=object)

@@ -186,7 +186,7 @@ def _length_controlled(build: Build, rows: int) -> tuple[dict[str, Any], Any]:
 
     from prefopt.lc_values import prompt_values
     from prefopt.length_control import comparison_of
-    from prefopt.stages.annotated import difficulties_of, table_of
+    from prefopt.stages.annotated import difficulties_of, gamed_of
     from prefopt.winrate import length_controlled_win_rate, model_win_probability
 
     records = read_json(build.parent("judgements") / "annotations.json")
@@ -203,7 +203,7 @@ def _length_controlled(build: Build, rows: int) -> tuple[dict[str, Any], Any]:
     paths = {role: _pinned(build, role) for role in ("difficulty", "gamed")}
     inputs = {
         "difficulty": None if paths["difficulty"] is None else difficulties_of(paths["difficulty"]),
-        "gamed": None if paths["gamed"] is None else table_of(paths["gamed"], "preference"),
+        "gamed": None if paths["gamed"] is None else gamed_of(paths["gamed"]),
     }
     found = length_controlled_win_rate(table, **inputs)
     compared = comparison_of(

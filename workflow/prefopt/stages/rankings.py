@@ -131,7 +131,7 @@ def _read(path: Path, *, lengths: bool, baseline: Path | None = None) -> pd.Data
 
     rows = annotated.as_numbers(annotated.table_of(path, "preference"), path, "preference")
     if "index" in rows:
-        rows = annotated.as_numbers(rows, path, "index")
+        rows = annotated.numbered(rows, path)
     names = annotated.model_names(rows, path)
     if names is None:
         raise BadInput(f"{path}: neither 'generator_2' nor 'model' says whose answers these are")

@@ -37,7 +37,7 @@ def evaluations_of(
     given = {"difficulty": difficulty, "gamed": gamed, "by_position": by_position}
     inputs = {
         "difficulty": None if difficulty is None else annotated.difficulties_of(difficulty),
-        "gamed": None if gamed is None else annotated.table_of(gamed, "preference"),
+        "gamed": None if gamed is None else annotated.gamed_of(gamed),
         "by_position": by_position,
     }
     found = []
@@ -56,19 +56,20 @@ def _parts(path: Path, outputs: Path | None, baseline: Path | None) -> dict[str 
     """Rows by model, with lengths, prompt numbers and texts; ``win_rates_of`` has checked the files."""
     rows = annotated.as_numbers(annotated.table_of(path, "preference"), path, "preference")
     if "index" in rows:
-        rows = annotated.as_numbers(rows, path, "index")
+        rows = annotated.numbered(rows, path)
     names = annotated.model_names(rows, path)
     for answers, text, length in ((outputs, "output_2", "len_model"), (baseline, "output_1", "len_baseline")):
         rows = annotated.with_lengths(rows, path, answers, text, length)
         if answers is not None:
-            rows = _with_texts(rows, annotated.table_of(answers, "output"), text)
+            rows = _with_texts(rows, answers, text)
     return {None: rows} if names is None else dict(list(rows.groupby(names, sort=False)))
 
 
-def _with_texts(rows: pd.DataFrame, answers: pd.DataFrame, text: str) -> pd.DataFrame:
+def _with_texts(rows: pd.DataFrame, path: Path, text: str) -> pd.DataFrame:
     """``text``, the instruction and the data set from a file of answers, where the rows lack them."""
+    answers = annotated.table_of(path, "output")
     by_text = "instruction" in rows and "instruction" in answers
-    place = answers["index"] if "index" in answers else answers.index.to_series()
+    place = annotated.numbered(answers, path)["index"] if "index" in answers else answers.index.to_series()
     table = answers.set_index(answers["instruction"] if by_text else place)
     key = rows["instruction"] if by_text else rows["index"]
     sources = {text: "output", "instruction": "instruction", "dataset": "dataset"}
