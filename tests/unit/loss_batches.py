@@ -45,6 +45,9 @@ DIFF = {
     "rejected": [[0, 0, 1, 0, 1, 1], [0, 1, 1], [1, 0, 1, 0]],
 }
 AUXILIARY, VALUE, HEAD_MARGIN = [0.4, -0.1, 0.7], [0.2, 0.1, 0.3], [0.9, -0.2, 0.1]
+# EM-DPO's responsibilities of type 0 for annotators A, B, A, who all chose as the pair says; advantages.
+AGREEING = [0.6331346656348301, 0.5705919224305055, 0.6331346656348301]
+ADVANTAGE = {"chosen": [0.4, -0.2, 0.15], "rejected": [-0.3, 0.1, -0.15]}
 
 
 def three_pairs() -> PairBatch:
@@ -81,4 +84,8 @@ def three_pairs() -> PairBatch:
         auxiliary_reward=t(AUXILIARY),
         value=t(VALUE),
         head_margin=t(HEAD_MARGIN).requires_grad_(),
+        agreeing=t(AGREEING),
+        opposing=t([0.0] * 3),
+        chosen_advantage=t(ADVANTAGE["chosen"]),
+        rejected_advantage=t(ADVANTAGE["rejected"]),
     )  # fmt: skip

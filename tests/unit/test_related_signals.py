@@ -33,6 +33,7 @@ from prefopt.stages.common import token_rows, weights_of
 from prefopt.stages.policy import collect_signals
 from prefopt.token_sets import diff_masks, shared_subset
 from prefopt.trainer import Visits, train
+from prefopt.wiring import FROM_ROUNDS
 
 # --- token sets -------------------------------------------------------------------------------------------------------
 
@@ -460,6 +461,7 @@ def test_the_item_runs_every_method_that_can_be_wired(root):
     used = {arm["loss"]["name"] for arm in item["arms"].values()}
     elsewhere = {name for name, loss in LOSSES.items() if "vote_share" in loss.needs}  # only pairs with votes
     elsewhere |= {name for name in LOSSES if name.startswith(("mallows", "distill"))}  # the two papers' own items
+    elsewhere |= {name for name, loss in LOSSES.items() if loss.needs & FROM_ROUNDS}  # own/related_rounds
     related = set(LOSSES) - elsewhere - {"ipo_scaled"}  # ipo at another scale
     assert related <= used, sorted(related - used)
     assert json.dumps(item["arms"])  # plain values only

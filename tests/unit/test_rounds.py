@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +13,24 @@ import torch
 import yaml
 
 from artifact_builds import make_all
+from loss_batches import close, t, three_pairs
+from prefopt.answers import Mixture, draw_answers, log_ratio
 from prefopt.artifacts import read_json, read_table
+from prefopt.bulk import score_responses
 from prefopt.calibration import expected_win_rates
 from prefopt.errors import BadInput
-from prefopt.models import load_causal_lm
+from prefopt.losses import LOSSES
+from prefopt.models import load_causal_lm, load_tokenizer
+from prefopt.outer.annotator_types import expectation, min_max_regret
 from prefopt.outer.choice import chosen_and_rejected, fronts
 from prefopt.outer.rounds import extrapolated
 from prefopt.outer.weights import extrapolate
+from prefopt.pairs import build_pairs
 from prefopt.plan import load_plan
 from prefopt.procedures import PROCEDURES
+from prefopt.specs import DataSpec, SamplingSpec
 from prefopt.stages import RunOptions
-from prefopt.world import oracle_reward
+from prefopt.world import Raters, WorldParams, cast_votes, generate_pairs, oracle_reward
 
 WORLD = {
     "source": {"kind": "world", "prompts": 120, "pairs": 120},
@@ -33,21 +43,28 @@ ARMS = {
     "accelerated": {"loss": DPO, "rounds": {"kind": "accelerated", "count": 2}},
     "fresh": {"loss": DPO, "rounds": {"kind": "accelerated", "count": 2, "momentum": 0.0, "responses": FRESH}},
     "start": {"loss": DPO, "rounds": {"kind": "accelerated", "count": 2, "against": "start"}},
+    "em": {"loss": {"name": "em_dpo", "beta": 0.5}, "rounds": {"kind": "em", "count": 2}, "conditions": ["raters"]},
 }
+RATERS = {"length_preferences": [12.0, -12.0], "annotators": 10, "votes": 3, "noise": 0.2}
 
 
 def declare(**changes):
+    """Arms that say nothing of conditions run in the first one."""
+    arms = {name: {"conditions": ["one"], **arm} for name, arm in changes.pop("arms", ARMS).items()}
     return {
         "item": {"paper": "own", "name": "x", "title": "t"},
         "layout": "ranking",
         "model": {"kind": "scratch", "layers": 1, "hidden": 16, "heads": 2, "intermediate": 32, "max_positions": 96},
         "tokens": {"max_prompt_tokens": 40, "max_length": 90},
         "reference": {"data": WORLD, "sft": {"train": {**TRAIN, "steps": 60, "learning_rate": 1e-2}}},
-        "conditions": {"one": {"data": {**WORLD, "source": {**WORLD["source"], "seed": 1}}}},
+        "conditions": {
+            "one": {"data": {**WORLD, "source": {**WORLD["source"], "seed": 1}}},
+            "raters": {"data": {**WORLD, "source": {**WORLD["source"], "raters": RATERS}}},
+        },
         "rewards": {"two": {"members": 2, "train": TRAIN}, "truth": {"oracle": True}},
         "samples": {"max_new_tokens": 20, "batch_size": 200},
         "policy": TRAIN,
-        "arms": ARMS,
+        "arms": arms,
         "evaluate": {
             "sets": {"test": {"data": WORLD, "prompts": 3}},
             "sampling": {"max_new_tokens": 12},
@@ -86,9 +103,12 @@ def made(tmp_path_factory):
     return plan, make_all(plan, [trial_of(plan, arm) for arm in ARMS], options)
 
 
+def model_of(results, node):
+    return load_causal_lm(results / node.ref / "weights", device="cpu")
+
+
 def weights(results, node):
-    model = load_causal_lm(results / node.ref / "weights", device="cpu")
-    return {name: weight.detach().double() for name, weight in model.named_parameters()}
+    return {name: weight.detach().double() for name, weight in model_of(results, node).named_parameters()}
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------
@@ -239,6 +259,136 @@ def test_a_trial_of_rounds_answers_with_the_reference_and_after_every_round(made
         read_json(results / parent(plan, trial, f"round{n}", "model").ref / "manifest.json")["summary"] for n in (1, 2)
     ]
     assert all(gap["step_zero_margin_gap"] < 1e-4 for gap in gaps)  # the reference of a round is where it starts
+
+
+# --- types of annotators ----------------------------------------------------------------------------------------------
+
+
+def test_the_weighted_loss_has_the_published_values():
+    expected = [0.4020063877298776, 0.4368424268932886, 0.41251891280228575]
+    close(LOSSES["em_dpo"].fn(three_pairs(), beta=0.1), expected, 1e-12)
+    turned = replace(three_pairs(), agreeing=t([0.0] * 3), opposing=t([1.0] * 3))
+    swapped = [math.log1p(math.exp(0.1 * d)) for d in (1.2, -1.4, 0.85)]
+    close(LOSSES["em_dpo"].fn(turned, beta=0.1), swapped, 1e-12)
+
+
+def test_raters_vote_by_the_taste_of_their_type():
+    """Of (short, long) those who like length take the long one, in shares sigmoid(gap / noise); types take turns."""
+    prompt = generate_pairs(WorldParams(pairs=1, prompts=1))[0]["prompt"]
+    short, long = "the cat sleeps .", "the cat sleeps . the dog runs . the bird sings ."
+    raters = Raters([6.0, -6.0], annotators=6, votes=6, noise=2.0)
+    votes = cast_votes([(prompt, short, long)] * 500, raters, seed=1, domain="home")
+    assert votes == cast_votes([(prompt, short, long)] * 500, raters, seed=1, domain="home")
+    assert {len({who for who, _ in cast}) for cast in votes} == {6}
+    for kind, taste in enumerate((6.0, -6.0)):
+        cast = [vote == "b" for one in votes for who, vote in one if int(who[-2:]) % 2 == kind]
+        gap = oracle_reward(prompt, long, taste) - oracle_reward(prompt, short, taste)
+        share = 1 / (1 + math.exp(-gap / 2.0))
+        assert len(cast) == 1500
+        assert np.mean(cast) == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / 1500))
+
+
+def test_majorities_of_raters_choose_and_no_other_id_moves():
+    source = {"kind": "world", "prompts": 60, "pairs": 60}
+    splits = {"train": 0.5, "test": 0.5}
+    plain = DataSpec.model_validate({"source": source, "splits": splits})
+    assert "raters" not in plain.model_dump()["source"]
+    voted, _ = build_pairs(DataSpec.model_validate({"source": {**source, "raters": RATERS}, "splits": splits}), Path())
+    assert (voted["votes_chosen"] > voted["votes_rejected"]).all()
+    assert (voted["votes_chosen"] + voted["votes_rejected"] == 3).all()
+    before, _ = build_pairs(plain, Path())
+    texts = [{frozenset((row.chosen, row.rejected)) for row in table.itertuples()} for table in (before, voted)]
+    assert texts[0] == texts[1]
+
+
+def test_types_start_at_random_and_follow_from_the_votes(made):
+    plan, results = made
+    mixture = parent(plan, trial_of(plan, "em"), "round2")
+    second = parent(plan, mixture, "responsibilities")
+    first = parent(plan, second, "before")
+    assert first.spec == {"types": 2, "seed": 0}
+    pairs = read_table(results / parent(plan, second, "pairs").ref / "pairs.parquet").set_index("pair_id")
+    scores = [
+        read_table(results / parent(plan, second, role).ref / "scores.parquet").set_index("pair_id")
+        for role in ("scores0", "scores1", "reference")
+    ]
+    found = read_table(results / second.ref / "responsibilities.parquet").set_index("annotator")["responsibility"]
+    weights = read_table(results / second.ref / "weights.parquet").set_index("pair_id")
+    prior = read_json(results / first.ref / "types.json")["prior"]
+    casts = [(p, v) for p in weights.index for v in json.loads(pairs.loc[p, "votes"])]
+    names = sorted({vote["annotator"] for _, vote in casts})
+    margins = [
+        [
+            (1 if vote["vote"] == "chosen" else -1)
+            * float(np.subtract(*(one.loc[p, "chosen_logp"] - one.loc[p, "rejected_logp"] for one in (own, scores[2]))))
+            for p, vote in casts
+        ]
+        for own in scores[:2]
+    ]
+    numbers = np.array([names.index(vote["annotator"]) for _, vote in casts])
+    expected = expectation(np.array(margins), numbers, np.array(prior), 0.5)
+    np.testing.assert_allclose(np.stack(found[names]), expected.responsibility, rtol=1e-9)
+    np.testing.assert_allclose(read_json(results / second.ref / "types.json")["prior"], expected.prior, rtol=1e-9)
+    # Every vote's responsibilities sum to 1, so those of a pair sum to its votes.
+    both = np.stack(weights["agreeing"]) + np.stack(weights["opposing"])
+    np.testing.assert_allclose(both.sum(axis=1), 3.0)
+    pair = weights.index[0]
+    for side, column in (("chosen", "agreeing"), ("rejected", "opposing")):
+        cast = [vote["annotator"] for p, vote in casts if p == pair and vote["vote"] == side]
+        np.testing.assert_allclose(weights.loc[pair, column], sum((found[who] for who in cast), np.zeros(2)))
+
+
+def test_policies_of_types_go_on_and_are_mixed_by_least_regret(made):
+    plan, results = made
+    trial = trial_of(plan, "em")
+    mixtures = [parent(plan, trial, f"round{n}") for n in (1, 2)]
+    for k in range(2):
+        policy = parent(plan, mixtures[1], f"policy{k}")
+        assert policy.spec["type"] == k
+        assert policy.spec["continues"] is True
+        assert parent(plan, policy, "model") == parent(plan, mixtures[0], f"policy{k}")
+        assert parent(plan, policy, "reference", "model") == parent(plan, trial, "model")
+    content = read_json(results / mixtures[1].ref / "mixture.json")
+    shares = [part["weight"] for part in content["policies"]]
+    np.testing.assert_allclose(shares, min_max_regret(np.array(content["worth"])), atol=1e-12)
+    worth = np.array(content["worth"])
+    np.testing.assert_allclose(content["regret"], worth.max(axis=1) - worth @ shares, atol=1e-12)
+    # What policy 1 is worth to type 0: beta E[log pi_0 - log ref] over policy 1's responses.
+    drawn = read_table(results / parent(plan, mixtures[1], "samples1").ref / "samples.parquet")
+    ids = [[row.tolist() for row in drawn[name]] for name in ("prompt_ids", "response_ids")]
+    models = [model_of(results, parent(plan, mixtures[1], "policy0")), model_of(results, parent(plan, trial, "model"))]
+    logp = [score_responses(model, *ids, batch_size=16)["logp"] for model in models]
+    assert worth[0, 1] == pytest.approx(0.5 * float((logp[0] - logp[1]).mean()), rel=1e-4)
+
+
+def test_a_mixture_draws_a_policy_for_every_prompt_and_knows_its_probability(made):
+    """log sum_k share_k pi_k(y) - log ref(y), and answers of the policy whose turn it is."""
+    plan, results = made
+    trial = trial_of(plan, "em")
+    policies = [parent(plan, trial, "round2", f"policy{k}") for k in range(2)]
+    models, home = [model_of(results, node) for node in policies], model_of(results, parent(plan, trial, "model"))
+    tokenizer = load_tokenizer(results / policies[0].ref / "weights")
+    mixture = Mixture(tuple(models), (0.25, 0.75))
+    prompts = read_table(results / parent(plan, trial, "set.test.tokens").ref / "tokens.parquet")["prompt_ids"][:12]
+    prompts = [ids.tolist() for ids in prompts]
+    sampling = SamplingSpec(max_new_tokens=8, temperature=0.0, batch_size=4, seed=3)
+    answers = [answer["ids"] for answer in draw_answers(mixture, tokenizer, prompts, sampling)]
+    alone = [[a["ids"] for a in draw_answers(model, tokenizer, prompts, sampling)] for model in models]
+    turns = mixture.drawn(12, 3)
+    assert answers == [alone[turn][row] for row, turn in enumerate(turns)]
+    logp = [score_responses(model, prompts, answers, batch_size=8)["logp"] for model in (*models, home)]
+    expected = np.log(0.25 * np.exp(logp[0]) + 0.75 * np.exp(logp[1])) - logp[2]
+    np.testing.assert_allclose(log_ratio(mixture, home, prompts, answers, batch_size=8), expected, atol=1e-4)
+
+
+def test_types_need_votes_and_their_loss(tmp_path):
+    for arm, message in (
+        ({"loss": DPO, "rounds": {"kind": "em"}, "conditions": ["raters"]}, "give the arm the loss 'em_dpo'"),
+        ({"loss": {"name": "em_dpo", "beta": 0.1}, "rounds": {"kind": "em"}}, "needs to know who voted"),
+        ({"loss": {"name": "em_dpo", "beta": 0.1}}, "declare 'rounds'"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            planned(tmp_path, arms={"em": arm})
 
 
 # --- which two responses become a pair --------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
@@ -19,6 +20,20 @@ if TYPE_CHECKING:
 Ids = Sequence[Sequence[int]]
 
 _SEEDS_PER_RUN = 100_000
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Policies that take turns: for every prompt one of them is drawn, with these shares, and answers it."""
+
+    models: tuple[PreTrainedModel, ...]
+    shares: tuple[float, ...]  # above 0, sum 1
+
+    def drawn(self, count: int, seed: int) -> np.ndarray:
+        """Numbers of the policies that answer ``count`` prompts."""
+        import numpy as np
+
+        return np.random.default_rng([seed, 13]).choice(len(self.models), size=count, p=self.shares)
 
 
 class Answer(TypedDict):
@@ -56,7 +71,7 @@ def steps_of_fractions(fractions: Sequence[float], steps: int) -> dict[int, floa
 
 
 def draw_answers(
-    model: PreTrainedModel,
+    model: PreTrainedModel | Mixture,
     tokenizer: PreTrainedTokenizerBase,
     prompt_ids: Ids,
     sampling: SamplingSpec,
@@ -67,22 +82,56 @@ def draw_answers(
     from prefopt.generation import generate
     from prefopt.tokens import response_texts
 
+    if isinstance(model, Mixture):
+        return _mixed_answers(model, tokenizer, prompt_ids, sampling, state)
     drawn = generate(model, tokenizer, prompt_ids, sampling, state=state)
     texts = response_texts(tokenizer, drawn.response_ids)
     rows = zip(drawn.response_ids, texts, drawn.ended, strict=True)
     return [Answer(ids=ids, text=text, ended=ended) for ids, text, ended in rows]
 
 
+def _mixed_answers(
+    mixture: Mixture,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_ids: Ids,
+    sampling: SamplingSpec,
+    state: Path | None,
+) -> list[Answer]:
+    found: dict[int, Answer] = {}
+    turns = mixture.drawn(len(prompt_ids), sampling.seed)
+    for number, model in enumerate(mixture.models):
+        rows = [row for row, turn in enumerate(turns) if turn == number]
+        own = None if state is None else state / f"policy{number}"
+        answers = draw_answers(model, tokenizer, [prompt_ids[row] for row in rows], sampling, state=own) if rows else []
+        found |= dict(zip(rows, answers, strict=True))
+    return [found[row] for row in range(len(prompt_ids))]
+
+
+def _logp(model: PreTrainedModel | Mixture, prompt_ids: Ids, response_ids: Ids, batch_size: int) -> np.ndarray:
+    """log-probability of every response [N]; of a mixture log sum_k share_k pi_k."""
+    from scipy.special import logsumexp
+
+    from prefopt.bulk import score_responses
+
+    if isinstance(model, Mixture):
+        logp = [_logp(one, prompt_ids, response_ids, batch_size) for one in model.models]
+        return logsumexp(logp, axis=0, b=[[share] for share in model.shares])
+    return score_responses(model, prompt_ids, response_ids, batch_size=batch_size)["logp"]
+
+
 def log_ratio(
-    policy: PreTrainedModel, reference: PreTrainedModel, prompt_ids: Ids, response_ids: Ids, *, batch_size: int
+    policy: PreTrainedModel | Mixture,
+    reference: PreTrainedModel,
+    prompt_ids: Ids,
+    response_ids: Ids,
+    *,
+    batch_size: int,
 ) -> np.ndarray:
     """log policy(response) - log reference(response) [N], nats, summed over tokens.
 
     Its mean over the policy's own answers is an unbiased estimate of the sequence KL(policy || reference). Where both
     are one model, the reference is this model without its adapters.
     """
-    from prefopt.bulk import score_responses
-
-    logp = score_responses(policy, prompt_ids, response_ids, batch_size=batch_size)["logp"]
+    logp = _logp(policy, prompt_ids, response_ids, batch_size)
     with adapters_off(reference) if reference is policy else nullcontext():
-        return logp - score_responses(reference, prompt_ids, response_ids, batch_size=batch_size)["logp"]
+        return logp - _logp(reference, prompt_ids, response_ids, batch_size)

@@ -20,6 +20,10 @@ _PER_PAIR = frozenset(
         "dispersion_weight",
         "neg_log_dispersion",
         "vote_share",
+        "agreeing",
+        "opposing",
+        "chosen_advantage",
+        "rejected_advantage",
         "other_ref_chosen_logp",
         "other_ref_rejected_logp",
         "chosen_win_rate",
@@ -52,6 +56,10 @@ class PairBatch:
     dispersion_weight: Tensor | None = None  # [B] c(x) of MallowsPO, mean 1 on train; need "dispersion"
     neg_log_dispersion: Tensor | None = None  # [B] lambda(x) = -log phi(x); need "dispersion"
     vote_share: Tensor | None = None  # [B] share of votes for chosen, ties half; need "vote_share"
+    agreeing: Tensor | None = None  # [B] responsibilities of a type, of who chose so; need "responsibilities"
+    opposing: Tensor | None = None  # [B] of who chose the rejected response
+    chosen_advantage: Tensor | None = None  # [B] score minus the policy's mean on the prompt; need "advantages"
+    rejected_advantage: Tensor | None = None
     chosen_reward: Tensor | None = None  # [B, K] need "rewards"
     rejected_reward: Tensor | None = None
     chosen_token_logp: Tensor | None = None  # [B, T] need "tokens"

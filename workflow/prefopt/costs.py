@@ -175,6 +175,15 @@ def _extrapolated(sizes: Sizes, node: Node) -> Work:
     return Work(0.3, model=model, state=8 * model.parameters, disk=4 * model.parameters + 20e3)
 
 
+def _mixtures(sizes: Sizes, node: Node) -> Work:
+    """Every policy's samples under every policy and the reference."""
+    count = sum(role.startswith("policy") for role in node.parents)
+    samples = sizes.parent(node, "samples0")
+    drawn, texts = work_of(sizes, samples), sizes.texts(sizes.parent(samples, "tokens"))
+    tokens = count * (count + 1) * drawn.written / drawn.answer * (texts.prompt + drawn.answer)
+    return _reading(sizes, node, tokens, 10e3)
+
+
 def _trials(sizes: Sizes, node: Node) -> Work:
     work = _policy(sizes, node) if node.spec["train"] else _reading(sizes, node, 0.0, 0.0)
     work.disk, work.fixed = 300.0 * _trial_steps(sizes, node), 0.5  # a trial keeps no weights
@@ -249,6 +258,8 @@ WORK: dict[str, Callable[[Sizes, Node], Work]] = {
     "policy": _policy,
     "sampled_pairs": _sampled_pairs,
     "extrapolated": _extrapolated,
+    "responsibilities": _small(0.5, 160e3),
+    "mixtures": _mixtures,
     "classifier": _small(0.4, 10e3),
     "trials": _trials,
     "vote_trials": _vote_trials,

@@ -36,6 +36,8 @@ _NEEDED_SIGNALS = {
     "second_reference": ("other_ref_chosen_logp", "other_ref_rejected_logp"),
     "win_rates": ("chosen_win_rate", "rejected_win_rate"),
     "auxiliary": ("auxiliary_reward",),
+    "responsibilities": ("agreeing", "opposing"),
+    "advantages": ("chosen_advantage", "rejected_advantage"),
 }
 _TOKEN_SIGNALS = ("ref_chosen_token_logp", "ref_rejected_token_logp")
 _SIDES = ("chosen", "rejected")

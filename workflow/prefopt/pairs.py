@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefopt.annotators.source import RawVotedPair, voted_outcomes
+from prefopt.annotators.source import RawVotedPair, voted_outcomes, voted_pair
+from prefopt.annotators.votes import Ballot, VotedPair
 from prefopt.artifacts import canonical_json
 from prefopt.containers import NumberedRow, dataset_rows, open_path
 from prefopt.errors import BadInput
@@ -77,8 +78,9 @@ def build_pairs(data: DataSpec, data_root: Path) -> tuple[pd.DataFrame, pd.DataF
     accepted, refused = read_source(data.source, data_root, data.limit)
     for record in accepted:
         record["split"] = split_of(record["prompt_id"], data.splits, data.split_seed)
-    voted = VOTE_COLUMNS if isinstance(data.source, VotesSource) else ()
-    if voted and data.source.hold_out is not None:
+    by_raters = isinstance(data.source, WorldSource) and data.source.raters is not None
+    voted = VOTE_COLUMNS if isinstance(data.source, VotesSource) or by_raters else ()
+    if isinstance(data.source, VotesSource) and data.source.hold_out is not None:
         voted += HELD_OUT_COLUMNS
     pairs = pd.DataFrame(accepted, columns=[*PAIR_COLUMNS, *voted])
     for split, share in data.splits.model_dump().items():
@@ -195,11 +197,31 @@ def _open_source(
 def _world_outcomes(source: WorldSource) -> Iterator[Outcome]:
     from prefopt.world import WorldParams, generate_pairs
 
-    for number, row in enumerate(generate_pairs(WorldParams(**source.model_dump(exclude={"kind"})))):
+    rows = generate_pairs(WorldParams(**source.model_dump(exclude={"kind", "raters"})))
+    if source.raters is not None:
+        yield from _voted_outcomes(source, rows)
+        return
+    for number, row in enumerate(rows):
         prompt = [{"role": "user", "content": row["prompt"]}]
         extra = {key: value for key, value in row.items() if key not in ("prompt", "chosen", "rejected")}
         try:
             yield number, checked_pair(prompt, row["chosen"], row["rejected"], extra)
+        except Refused as refusal:
+            yield number, refusal
+
+
+def _voted_outcomes(source: WorldSource, rows: Sequence[Mapping[str, Any]]) -> Iterator[Outcome]:
+    """The world's pairs as its named annotators vote on them."""
+    from prefopt.world import Raters, cast_votes
+
+    shown = [(row["prompt"], row["chosen"], row["rejected"]) for row in rows]
+    votes = cast_votes(shown, Raters(**source.raters.model_dump()), seed=source.seed, domain=source.domain)
+    for number, (row, cast) in enumerate(zip(rows, votes, strict=True)):
+        ballots = tuple(Ballot(who, vote) for who, vote in cast)
+        meta = {key: value for key, value in row.items() if key not in ("prompt", "chosen", "rejected")}
+        pair = VotedPair(row["prompt"], row["chosen"], row["rejected"], ballots, place=number, meta=meta)
+        try:
+            yield number, voted_pair(pair)
         except Refused as refusal:
             yield number, refusal
 

@@ -36,6 +36,8 @@ STAGE_VERSIONS = {
     "policy": 1,
     "sampled_pairs": 1,
     "extrapolated": 1,
+    "responsibilities": 1,
+    "mixtures": 1,
     "classifier": 1,
     "trials": 1,
     "vote_trials": 1,

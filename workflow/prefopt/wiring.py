@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from prefopt.artifacts import Node
     from prefopt.plan import Plan
 
+FROM_ROUNDS = frozenset({"responsibilities", "advantages"})
+"""Needs that nothing but a procedure can meet."""
+
 ResolvedArm = tuple[str, dict[str, Any], dict[str, Any] | None, frozenset[str]]
 
 
@@ -83,7 +86,9 @@ class Wiring:
     base: Node | None = None
     references: Mapping[str, SftSpec] = field(default_factory=dict)
     quantize: str | None = None  # of the policies' body, and so of the reference that is the policy at step 0
-    start: Node | None = None  # what policies start from and are compared with, where it is not the model
+    start: Node | None = None  # what policies start from, where it is not the model
+    compared: Node | None = None  # the reference of their loss, where it is not what they start from
+    given: Mapping[str, Node] = field(default_factory=dict)  # parents that rounds bring along, by need
     trained_on: Node | None = None  # tokens that reward models learn from, where they are not the policies'
 
     @property
@@ -229,8 +234,14 @@ class Wiring:
             raise BadInput(f"{why}.train: all arms share the reference; declare 'adapter.quantize' in 'policy' as well")
         start = self.start or self.model
         parents = {"tokens": self.tokens, "model": start}
+        for need in sorted(needs & FROM_ROUNDS):
+            if need not in self.given:
+                raise BadInput(f"{why}: its loss needs {need}, which rounds make; declare 'rounds' of a kind that does")
+            parents[need] = self.given[need]
         if "reference" in needs:
-            parents["reference"] = self.scores(start, **({"tokens": True} if "tokens" in needs else {}))
+            parents["reference"] = self.scores(
+                self.compared or start, **({"tokens": True} if "tokens" in needs else {})
+            )
         if "second_reference" in needs:
             parents["second_reference"] = self.second_reference(arm_name, arm)
         if "dispersion" in needs:

@@ -15,6 +15,8 @@ rule train_policy:
         second_reference=ancient(parent("policy", "second_reference")),
         win_rates=ancient(parent("policy", "win_rates")),
         auxiliary=ancient(parent("policy", "auxiliary")),
+        responsibilities=ancient(parent("policy", "responsibilities")),
+        advantages=ancient(parent("policy", "advantages")),
     output:
         weights=directory(f"{RESULTS}/policy/{{id}}/weights"),
         curve=f"{RESULTS}/policy/{{id}}/metrics.jsonl",

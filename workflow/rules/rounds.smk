@@ -1,4 +1,4 @@
-# Rounds of training: pairs of a model's own responses, and weights that momentum carries on.
+# Rounds of training: pairs of a model's own responses, weights that momentum carries on, types of annotators.
 
 
 rule pair_samples:
@@ -54,3 +54,59 @@ rule extrapolate_weights:
         device=DEVICE,
     shell:
         "python -m prefopt extrapolate-weights --spec {input.spec:q} --device {resources.device} >> {log:q} 2>&1"
+
+
+rule assign_types:
+    """Say which type each annotator is of, and weigh the pairs by that."""
+    input:
+        spec=ancient(f"{RESULTS}/specs/responsibilities/{{id}}.json"),
+        pairs=ancient(parent("responsibilities", "pairs")),
+        tokens=ancient(parent("responsibilities", "tokens")),
+        reference=ancient(parent("responsibilities", "reference")),
+        before=ancient(parent("responsibilities", "before")),
+        scores=ancient(parents("responsibilities", "scores")),
+    output:
+        types=f"{RESULTS}/responsibilities/{{id}}/types.json",
+        responsibilities=f"{RESULTS}/responsibilities/{{id}}/responsibilities.parquet",
+        weights=f"{RESULTS}/responsibilities/{{id}}/weights.parquet",
+        manifest=f"{RESULTS}/responsibilities/{{id}}/manifest.json",
+    log:
+        f"{RESULTS}/logs/responsibilities/{{id}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/responsibilities/{{id}}.tsv"
+    conda:
+        "../../envs/prefopt.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(4),
+        runtime=minutes(30),
+    shell:
+        "python -m prefopt assign-types --spec {input.spec:q} >> {log:q} 2>&1"
+
+
+rule mix_policies:
+    """Weigh the policies of annotator types by what each is worth to every type."""
+    input:
+        spec=ancient(f"{RESULTS}/specs/mixtures/{{id}}.json"),
+        model=ancient(parent("mixtures", "model")),
+        responsibilities=ancient(parent("mixtures", "responsibilities")),
+        policies=ancient(parents("mixtures", "policy")),
+        samples=ancient(parents("mixtures", "samples")),
+    output:
+        mixture=f"{RESULTS}/mixtures/{{id}}/mixture.json",
+        manifest=f"{RESULTS}/mixtures/{{id}}/manifest.json",
+    log:
+        f"{RESULTS}/logs/mixtures/{{id}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/mixtures/{{id}}.tsv"
+    conda:
+        "../../envs/prefopt.yaml"
+    threads: EXECUTION.threads
+    resources:
+        mem_mb=memory(8),
+        runtime=minutes(120),
+        gpu=EXECUTION.gpus,
+        device=DEVICE,
+        micro_batch=micro_batch,
+    shell:
+        "python -m prefopt mix-policies --spec {input.spec:q} --device {resources.device} --micro-batch {resources.micro_batch} >> {log:q} 2>&1"

@@ -44,12 +44,13 @@ def voted_outcomes(paths: Sequence[Path], source: VotesSource) -> Iterator[tuple
     votes = read_votes(paths, source.reader)
     for pair in sampled_per_prompt(votes.pairs, source.per_prompt):
         try:
-            yield pair.place, _raw(pair, source.ties, source.hold_out)
+            yield pair.place, voted_pair(pair, source.ties, source.hold_out)
         except Refused as refusal:
             yield pair.place, refusal
 
 
-def _raw(pair: VotedPair, ties: str, hold_out: int | None) -> RawVotedPair:
+def voted_pair(pair: VotedPair, ties: str = "keep", hold_out: int | None = None) -> RawVotedPair:
+    """The pair as it stands in the table, the response of more votes chosen; raises Refused for what cannot be used."""
     pair, apart = pair.without(hold_out or 0)
     a, b, level = pair.counts()
     if a == b and ties == "refuse":

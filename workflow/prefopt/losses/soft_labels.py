@@ -39,6 +39,15 @@ def dpo_votes(batch: PairBatch, *, beta: float) -> Tensor:
     return _cross_entropy(batch.vote_share, beta * batch.margin)
 
 
+@loss("em_dpo", needs={"reference", "responsibilities"}, paper="2405.15065", equation="M-step of one type")
+def em_dpo(batch: PairBatch, *, beta: float) -> Tensor:
+    """g * dpo + h * dpo of the swapped pair, g and h the responsibilities of one annotator type, summed over those
+    who voted for the chosen and for the rejected response; a tie says nothing. Belongs to rounds of kind ``em``.
+    """
+    z = beta * batch.margin
+    return batch.agreeing * F.softplus(-z) + batch.opposing * F.softplus(z)
+
+
 @loss("cdpo_votes", needs={"reference", "vote_share"}, paper=_DPO, equation="smoothed labels from shares of votes")
 def cdpo_votes(batch: PairBatch, *, beta: float, label_smoothing: float = 0.1) -> Tensor:
     """``dpo_votes`` with (1 - 2 eps) p + eps for p; a unanimous vote is ``cdpo``."""

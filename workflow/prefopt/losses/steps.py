@@ -37,6 +37,8 @@ NEEDS = frozenset(
         "win_rates",
         "auxiliary",
         "reward_head",
+        "responsibilities",
+        "advantages",
     }
 )
 

@@ -40,10 +40,10 @@ class Chain:
         """How messages call the declaration."""
         return f"arms.{self.arm_name}.rounds"
 
-    def fitted(self, over: Wiring, start: Node, **more: Node) -> Node:
-        """The policy that the arm's loss makes of ``start`` on the pairs of ``over``, with ``start`` as reference.
+    def fitted(self, over: Wiring, start: Node, reference: Node | None = None, **more: Any) -> Node:
+        """The policy that the arm's loss makes of ``start`` on the pairs of ``over``.
 
-        ``more``: further parents by role.
+        ``start`` is its reference, unless one is given. ``more`` goes into the spec.
         """
         loss, params, regulariser, needs = resolve_arm(self.arm)
         spec = {
@@ -51,9 +51,11 @@ class Chain:
             "regulariser": regulariser,
             "train": self.train.model_dump(),
             "seed": self.seed,
+            **({"continues": True} if reference not in (None, start) else {}),
+            **more,
         }
-        signals = replace(over, start=start).signals(self.arm_name, self.arm, needs)
-        return over.plan.add("policy", f"{loss}-s{self.seed}", spec, signals | more)
+        signals = replace(over, start=start, compared=reference).signals(self.arm_name, self.arm, needs)
+        return over.plan.add("policy", f"{loss}-s{self.seed}", spec, signals)
 
     def ensemble(self, field: str, name: str) -> EnsembleSpec:
         """One of the item's reward ensembles; BadInput names the field where there is none of that name."""

@@ -16,6 +16,7 @@ from prefopt.specs.data import (
     HubPrompts,
     HubSource,
     PromptsSpec,
+    RatersSpec,
     ReaderName,
     SplitSpec,
     VotesSource,
@@ -43,7 +44,7 @@ from prefopt.specs.grids import (
 from prefopt.specs.items import EvaluateSpec, ExpectSpec, ItemHead, ItemSpec, LengthControlSpec
 from prefopt.specs.judges import JudgeSpec, LmJudgeSpec, PricesSpec, ServerJudgeSpec
 from prefopt.specs.models import HubModel, LocalModel, ModelSpec, ScratchModel, TokenizerSpec, TokensSpec
-from prefopt.specs.rounds import AcceleratedRounds, ResponsesSpec, RoundsSpec
+from prefopt.specs.rounds import AcceleratedRounds, EmRounds, ResponsesSpec, RoundsSpec
 from prefopt.specs.training import (
     AdapterSpec,
     ArmSpec,
@@ -72,6 +73,7 @@ __all__ = [
     "DataSpec",
     "DisagreementItemSpec",
     "DispersionSpec",
+    "EmRounds",
     "EnsembleSpec",
     "EvaluateSpec",
     "EvaluationSet",
@@ -109,6 +111,7 @@ __all__ = [
     "PricesSpec",
     "PromptsSpec",
     "QuickSpec",
+    "RatersSpec",
     "ReaderName",
     "ReferenceSpec",
     "RegulariserSpec",

@@ -26,6 +26,17 @@ Revision = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$", description="full com
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+class RatersSpec(Closed):
+    """Named annotators of the demo world: types of people who like different lengths, unseen by every learner."""
+
+    length_preferences: list[float] = Field(
+        min_length=1, description="one type each: the true reward with this preference for length (the oracle's: 1.15)"
+    )
+    annotators: Count = 40
+    votes: Count = Field(3, description="of every pair; more of them choose, a coin where they are level")
+    noise: Annotated[float, Field(gt=0.0)] = Field(0.5, description="temperature of a vote")
+
+
 class WorldSource(Closed):
     """Pairs of the embedded demo world; fields are those of ``prefopt.world.WorldParams``."""
 
@@ -43,6 +54,11 @@ class WorldSource(Closed):
     phi_closed: Fraction = Field(0.2, description="dispersion of the raters on closed prompts")
     phi_open: Fraction = Field(0.8, description="dispersion of the raters on open prompts")
     rho: Fraction | None = Field(None, description="fraction of pairs whose longer response is the chosen one")
+    raters: RatersSpec | None = Field(
+        None,
+        description="named annotators who vote on the pairs anew; their majority chooses",
+        exclude_if=lambda raters: raters is None,
+    )
 
 
 class FilesSource(Closed):

@@ -37,4 +37,15 @@ class AcceleratedRounds(Closed):
     responses: ResponsesSpec | None = Field(None, description="fresh pairs in every round; default the arm's own data")
 
 
-RoundsSpec = AcceleratedRounds
+class EmRounds(Closed):
+    """Expectation and maximisation over unseen types of annotators, one policy for each, and a mixture for all."""
+
+    kind: Literal["em"]
+    count: Count = Field(3, description="rounds: responsibilities, a policy for every type, their mixture")
+    types: Annotated[int, Field(ge=2)] = Field(2, description="K; not known beforehand")
+    mixture: Literal["min_max_regret", "prior"] = Field(
+        "min_max_regret", description="weights that minimise the largest regret of a type, or the types' shares"
+    )
+
+
+RoundsSpec = Annotated[AcceleratedRounds | EmRounds, Field(discriminator="kind")]

@@ -70,6 +70,8 @@ STAGES = {
         Stage("train-policy", "policy", "policy", "fine-tune a policy with a preference loss", _TOGETHER),
         Stage("pair-samples", "sampled_pairs", "rounds", "label a model's own responses by reward, as pairs", _MODEL),
         Stage("extrapolate-weights", "extrapolated", "rounds", "move weights on, away from earlier ones", ("device",)),
+        Stage("assign-types", "responsibilities", "annotator_types", "which type each annotator is of, for EM-DPO"),
+        Stage("mix-policies", "mixtures", "annotator_types", "weigh the policies of annotator types", _MODEL),
         Stage("run-trial", "trials", "trial", "train a policy and answer prompts with it, in one job", _TRAINING),
         Stage("generate", "generations", "evaluate", "answer the test prompts with a model", ("device", "processes")),
         Stage("judge", "judgements", "evaluate", "compare two sets of answers in both orders", _ROWS),

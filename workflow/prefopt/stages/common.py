@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from prefopt.answers import Mixture
     from prefopt.models import Precision
     from prefopt.objectives import Objective
     from prefopt.stages import RunOptions
@@ -35,6 +36,7 @@ WEIGHTS = "weights"
 TOKENIZER = "tokenizer"
 SOURCE = "source.json"
 BASE = "base.json"  # beside an adapter: the parent whose weights it stands on
+MIXTURE = "mixture.json"  # of policies that take turns, in place of weights
 PROMPTS = "prompts.parquet"  # of a prompt set, which stands where pairs and their tokens do
 
 
@@ -160,6 +162,32 @@ def policy_of(
     settings = {"precision": precision, "quantize": quantize, **weights.loading()}
     model = load_causal_lm(weights.folder, device=device, **settings)
     return model, tokenizer_for(build, weights.folder, weights.trusted)
+
+
+def answerer_of(
+    build: Build, options: RunOptions, role: str = "model"
+) -> tuple[PreTrainedModel | Mixture, PreTrainedTokenizerBase]:
+    """What answers prompts for the parent in that role, and its tokenizer: a policy as ``policy_of``, or a mixture.
+
+    Raises BadInput where a policy of the mixture is no longer what was mixed.
+    """
+    from prefopt.answers import Mixture
+    from prefopt.models import load_causal_lm
+
+    folder = build.parent(role)
+    if not (folder / MIXTURE).is_file():
+        return policy_of(build, options, role=role)
+    models, shares = [], []
+    for part in read_json(folder / MIXTURE)["policies"]:
+        if part["weight"] == 0:
+            continue
+        below = build.results / part["policy"]
+        if outputs_digest(below) != part["outputs"]:
+            raise BadInput(f"{below}: was made again, with another result, after {folder} was mixed")
+        weights = weights_of(below)
+        models.append(load_causal_lm(weights.folder, device=device_of(build, options), **weights.loading()))
+        shares.append(part["weight"])
+    return Mixture(tuple(models), tuple(shares)), tokenizer_for(build, weights.folder, weights.trusted)
 
 
 def token_rows(artifact: Path, split: str | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from prefopt.errors import BadInput, FailedCheck
 from prefopt.judging import BothOrders, judge_both_orders
 from prefopt.specs import SamplingSpec
 from prefopt.stages import RunOptions
-from prefopt.stages.common import policy_of, prompt_origins, prompt_rows, prompt_texts
+from prefopt.stages.common import answerer_of, prompt_origins, prompt_rows, prompt_texts
 from prefopt.stages.judges import judge_of
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ def generate(build: Build, options: RunOptions) -> None:
     rows = prompt_rows(build.parent("tokens"), "test", spec["prompts"])
     prompts = prompt_texts(build.parent("pairs"), rows["prompt_id"], "test")
     origins = prompt_origins(build.parent("pairs"), rows["prompt_id"])
-    model, tokenizer = policy_of(build, options)
+    model, tokenizer = answerer_of(build, options)
     sampling = SamplingSpec.model_validate(dict(spec["sampling"]))
     kept = build.scratch / "responses"
     answers = draw_answers(model, tokenizer, rows["prompt_ids"].tolist(), sampling, state=kept)

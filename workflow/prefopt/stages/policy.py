@@ -59,6 +59,13 @@ def collect_signals(build: Build, rows: pd.DataFrame) -> dict[str, np.ndarray]:
     if build.has_parent("auxiliary"):
         table = _signal(build, "auxiliary", "scores.parquet", ids, ["chosen_reward"])
         signals["auxiliary_reward"] = np.stack(table["chosen_reward"].to_list()).mean(axis=1)
+    if build.has_parent("responsibilities"):
+        table = _signal(build, "responsibilities", "weights.parquet", ids, ["agreeing", "opposing"])
+        signals |= {name: np.stack(table[name].to_list())[:, build.node.spec["type"]] for name in table.columns[1:]}
+    if build.has_parent("advantages"):
+        columns = ["chosen_advantage", "rejected_advantage"]
+        table = _signal(build, "advantages", "advantages.parquet", ids, columns)
+        signals |= {name: table[name].to_numpy() for name in columns}
     if build.has_parent("pairs"):
         signals["vote_share"] = vote_shares(build.parent("pairs"), ids)
     return signals
@@ -94,7 +101,8 @@ def policy_to_train(build: Build, options: RunOptions) -> tuple[PreTrainedModel,
 def policy_objective(build: Build, options: RunOptions, model: PreTrainedModel) -> PolicyObjective:
     """The spec's loss and regulariser over the train split, with their signals.
 
-    Raises FailedCheck where the reference scores are not those of ``model``, which training starts from.
+    Raises FailedCheck where the reference scores are not those of ``model``, which training starts from, unless the
+    spec says that it continues from another one.
     """
     from prefopt.objectives import PolicyObjective
 
@@ -109,7 +117,7 @@ def policy_objective(build: Build, options: RunOptions, model: PreTrainedModel) 
         regulariser=_regulariser(build),
         seed=spec["seed"],
     )
-    if build.has_parent("reference"):
+    if build.has_parent("reference") and not spec.get("continues"):
         first = list(range(min(options.micro_batch, len(rows))))
         gap = objective.check_start(model, first, band=STEP_ZERO_BAND[spec["train"]["precision"]])
         build.summary["step_zero_margin_gap"] = gap

@@ -15,7 +15,7 @@ from prefopt.artifacts import Build, read_table, write_lines, write_table
 from prefopt.errors import FailedCheck
 from prefopt.specs import SamplingSpec, TrainSpec
 from prefopt.stages import RunOptions
-from prefopt.stages.common import policy_of, prompt_rows, prompt_texts, run_training
+from prefopt.stages.common import answerer_of, policy_of, prompt_rows, prompt_texts, run_training
 from prefopt.stages.judges import scorer_of
 from prefopt.stages.policy import policy_objective, policy_to_train
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from prefopt.answers import Mixture
     from prefopt.models import Precision
 
 _ROUND = "round"  # and its number: the role of what answers after a round
@@ -73,30 +74,34 @@ class _Evaluation:
         return self.folder / f"step-{step:09d}.parquet"
 
     def visit(self, model: PreTrainedModel, step: int) -> None:
-        """Answer all sets with the weights as they are, in fp32 as saved weights would be, unless that was done."""
+        """Answer all sets with the weights as they are, in fp32 as saved weights would be."""
         from prefopt.models import set_precision
 
+        set_precision(model, "fp32")
+        try:
+            self.keep(model, step)
+        finally:
+            set_precision(model, self.precision)
+
+    def keep(self, model: PreTrainedModel | Mixture, step: int) -> None:
+        """Answer all sets with a model that is in fp32, unless that was done."""
         if self._file(step).is_file():
             return
         started = time.monotonic()
-        set_precision(model, "fp32")
-        try:
-            table = self._answers(model, step)
-        finally:
-            set_precision(model, self.precision)
+        table = self._answers(model, step)
         part = self._file(step).with_suffix(".part")
         write_table(part, table)
         part.replace(self._file(step))
         self.seconds += time.monotonic() - started
 
-    def _answers(self, model: PreTrainedModel, step: int) -> pd.DataFrame:
+    def _answers(self, model: PreTrainedModel | Mixture, step: int) -> pd.DataFrame:
         import pandas as pd
 
         place = {"fraction": self.fractions[step], "step": step}
         draws = range(self.spec["evaluate"]["draws"])
         return pd.concat([self._drawn(model, one, draw, place) for one in self.sets for draw in draws])
 
-    def _drawn(self, model: PreTrainedModel, one: _Set, draw: int, place: dict[str, Any]) -> pd.DataFrame:
+    def _drawn(self, model: PreTrainedModel | Mixture, one: _Set, draw: int, place: dict[str, Any]) -> pd.DataFrame:
         import pandas as pd
 
         prompt_ids = [prompt["ids"] for prompt in one.prompts]
@@ -117,7 +122,7 @@ class _Evaluation:
         )
 
     def _log_ratio(
-        self, model: PreTrainedModel, one: _Set, prompt_ids: list[list[int]], response_ids: list[list[int]]
+        self, model: PreTrainedModel | Mixture, one: _Set, prompt_ids: list[list[int]], response_ids: list[list[int]]
     ) -> np.ndarray | float:
         if not one.kl:
             return float("nan")
@@ -177,7 +182,7 @@ def _finished_evaluated(build: Build, options: RunOptions) -> _Evaluation:
     fractions = dict(zip(visited, at, strict=True))
     evaluation = _Evaluation(build, options, tokenizer, fractions, reference=model if rounds else None)
     for number in visited:
-        evaluation.visit(policy_of(build, options, role=rounds[number])[0] if number else model, number)
+        evaluation.keep(answerer_of(build, options, role=rounds[number])[0] if number else model, number)
     write_lines(build.work / "metrics.jsonl", [])
     build.summary |= {"steps": 0, "train_seconds": 0.0}
     return evaluation

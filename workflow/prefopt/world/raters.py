@@ -34,7 +34,7 @@ class Raters:
         return annotator % len(self.length_preferences)
 
 
-Vote = tuple[str, str]  # annotator, "first" or "second"
+Vote = tuple[str, str]  # annotator, "a" for the first response or "b" for the second
 
 
 def cast_votes(pairs: Sequence[tuple[str, str, str]], raters: Raters, *, seed: int, domain: str) -> list[list[Vote]]:
@@ -54,6 +54,6 @@ def cast_votes(pairs: Sequence[tuple[str, str, str]], raters: Raters, *, seed: i
         votes = []
         for annotator, coin in zip(asked.tolist(), coins.tolist(), strict=True):
             likely = 1 / (1 + math.exp(-gaps[raters.type_of(annotator)] / raters.noise))
-            votes.append((f"rater-{annotator:02d}", "first" if coin < likely else "second"))
+            votes.append((f"rater-{annotator:02d}", "a" if coin < likely else "b"))
         found.append(votes)
     return found
