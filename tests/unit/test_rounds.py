@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from scipy.optimize import minimize
+from scipy.special import logsumexp, softmax
 
 from artifact_builds import make_all
-from loss_batches import close, t, three_pairs
+from loss_batches import ADVANTAGE, TOKENS, close, t, three_pairs
 from prefopt.answers import Mixture, draw_answers, log_ratio
-from prefopt.artifacts import read_json, read_table
+from prefopt.artifacts import read_json, read_lines, read_table
 from prefopt.bulk import score_responses
 from prefopt.calibration import expected_win_rates
 from prefopt.errors import BadInput
@@ -23,13 +25,14 @@ from prefopt.losses import LOSSES
 from prefopt.models import load_causal_lm, load_tokenizer
 from prefopt.outer.annotator_types import expectation, min_max_regret
 from prefopt.outer.choice import chosen_and_rejected, fronts
-from prefopt.outer.rounds import extrapolated
+from prefopt.outer.rounds import advantage_policy, advantage_regression, extrapolated
 from prefopt.outer.weights import extrapolate
 from prefopt.pairs import build_pairs
 from prefopt.plan import load_plan
 from prefopt.procedures import PROCEDURES
 from prefopt.specs import DataSpec, SamplingSpec
 from prefopt.stages import RunOptions
+from prefopt.tokens import response_texts
 from prefopt.world import Raters, WorldParams, cast_votes, generate_pairs, oracle_reward
 
 WORLD = {
@@ -43,6 +46,21 @@ ARMS = {
     "accelerated": {"loss": DPO, "rounds": {"kind": "accelerated", "count": 2}},
     "fresh": {"loss": DPO, "rounds": {"kind": "accelerated", "count": 2, "momentum": 0.0, "responses": FRESH}},
     "start": {"loss": DPO, "rounds": {"kind": "accelerated", "count": 2, "against": "start"}},
+    "discriminator": {
+        "loss": DPO,
+        "rounds": {
+            "kind": "discriminator",
+            "count": 2,
+            "discriminator": "two",
+            "gold": "truth",
+            "gold_labels": 4,
+            "prompts": 12,
+        },
+    },
+    "apa": {
+        "loss": {"name": "apa", "beta": 2.0},
+        "rounds": {"kind": "online", "count": 2, "responses": {**FRESH, "per_prompt": 4, "choose": "random"}},
+    },
     "em": {"loss": {"name": "em_dpo", "beta": 0.5}, "rounds": {"kind": "em", "count": 2}, "conditions": ["raters"]},
 }
 RATERS = {"length_preferences": [12.0, -12.0], "annotators": 10, "votes": 3, "noise": 0.2}
@@ -259,6 +277,112 @@ def test_a_trial_of_rounds_answers_with_the_reference_and_after_every_round(made
         read_json(results / parent(plan, trial, f"round{n}", "model").ref / "manifest.json")["summary"] for n in (1, 2)
     ]
     assert all(gap["step_zero_margin_gap"] < 1e-4 for gap in gaps)  # the reference of a round is where it starts
+
+
+# --- discriminators that keep learning --------------------------------------------------------------------------------
+
+
+def test_discriminators_learn_from_all_gold_so_far_and_label_more(made):
+    plan, results = made
+    trial = trial_of(plan, "discriminator")
+    pairs, learned = [], []
+    for number in (1, 2):
+        silver = parent(plan, trial, f"round{number}", "tokens", "pairs")
+        gold = parent(plan, silver, "reward0", "tokens", "pairs")
+        assert parent(plan, silver, "reward1", "tokens", "pairs") == gold
+        assert silver.parents["samples"] == gold.parents["samples"]
+        assert gold.spec["oracle"]
+        assert not silver.spec["oracle"]
+        pairs.append(read_table(results / silver.ref / "pairs.parquet"))
+        learned.append(read_table(results / gold.ref / "pairs.parquet"))
+    home = read_table(results / parent(plan, trial, "round1", "tokens", "pairs", "pairs").ref / "pairs.parquet")
+    known = set(home["pair_id"])
+    for table in learned:  # the arm's own pairs, and up to four of each round, in the oracle's order
+        new = table[~table["pair_id"].isin(known)]
+        assert known <= set(table["pair_id"])
+        assert 0 < len(new) <= 4
+        for row in new.itertuples():
+            worth = [oracle_reward(row.prompt[0]["content"], text) for text in (row.chosen, row.rejected)]
+            assert worth[0] > worth[1]
+        known = set(table["pair_id"])
+    assert all(0 < (table["split"] == "train").sum() <= 12 for table in pairs)
+    assert learned[1]["split"].value_counts()["train"] > learned[0]["split"].value_counts()["train"]
+
+
+def test_a_policy_that_continues_is_compared_with_the_first_reference(made):
+    plan, results = made
+    first, second = (parent(plan, trial_of(plan, "discriminator"), f"round{n}") for n in (1, 2))
+    home = parent(plan, trial_of(plan, "discriminator"), "model")
+    assert parent(plan, second, "model") == first
+    assert parent(plan, second, "reference", "model") == home
+    assert ("continues" in first.spec, second.spec.get("continues")) == (False, True)
+    start = read_lines(results / second.ref / "metrics.jsonl")[0]
+    assert start["chosen_log_ratio"] != 0  # it is not where its reference is
+
+
+def test_a_discriminator_has_to_learn(tmp_path):
+    rounds = {**ARMS["discriminator"]["rounds"], "discriminator": "truth"}
+    with pytest.raises(BadInput, match="'truth' is the oracle, which does not learn"):
+        planned(tmp_path, arms={"bad": {"loss": DPO, "rounds": rounds}})
+
+
+# --- advantages -------------------------------------------------------------------------------------------------------
+
+
+def test_advantage_losses_are_the_plain_regression():
+    """apa: half the squares of both gaps; apa_tokens: outer.advantage_regression of either response's tokens."""
+    batch = three_pairs()
+    gaps = [[0.5 - 0.4 / 0.1, -0.7 + 0.3 / 0.1], [-0.8 + 0.2 / 0.1, 0.6 - 0.1 / 0.1], [-0.25 - 1.5, -1.1 + 1.5]]
+    close(LOSSES["apa"].fn(batch, beta=0.1), [(c**2 + r**2) / 2 for c, r in gaps], 1e-9)
+    expected = [
+        sum(
+            advantage_regression(np.array(TOKENS[side][n]), np.array(TOKENS[f"ref_{side}"][n]), ADVANTAGE[side][n], 0.1)
+            for side in ("chosen", "rejected")
+        )
+        / 2
+        for n in range(3)
+    ]
+    close(LOSSES["apa_tokens"].fn(batch, beta=0.1), expected, 1e-9)
+
+
+def test_tabular_alignment_ends_at_the_tilted_policy_and_rounds_climb():
+    """Regression of every response, weighted by the old policy, has its minimum where log Z is small at old exp(A/lam).
+
+    With lam = 20 spreads of the reward, log Z = Var(A) / (2 lam^2) and the minimum agree to that order; ten rounds from
+    there raise the expected reward every time.
+    """
+    reward, policy = np.array([1.0, 0.2, -0.5, 0.4]), np.array([0.1, 0.4, 0.3, 0.2])
+    lam = 20 * reward.std()
+    worth = [policy @ reward]
+    for _ in range(10):
+        old, advantage = policy, reward - policy @ reward
+
+        def loss(logits, old=old, advantage=advantage):
+            logp = logits - logsumexp(logits)
+            return sum(old * (logp - np.log(old) - advantage / lam) ** 2)
+
+        policy = softmax(minimize(loss, np.log(old), tol=1e-14).x)
+        np.testing.assert_allclose(policy, advantage_policy(old, advantage, lam), atol=(advantage.std() / lam) ** 2)
+        worth.append(policy @ reward)
+    assert (np.diff(worth) > 0).all()
+
+
+def test_advantages_are_against_all_samples_of_the_prompt(made):
+    plan, results = made
+    first = parent(plan, trial_of(plan, "apa"), "round1")
+    pairs = parent(plan, first, "advantages")
+    assert pairs == parent(plan, first, "tokens", "pairs")
+    drawn = read_table(results / parent(plan, pairs, "samples").ref / "samples.parquet")
+    tokenizer = load_tokenizer(results / parent(plan, first, "tokens").ref / "tokenizer")
+    table = read_table(results / pairs.ref / "pairs.parquet", split="train").set_index("pair_id")
+    found = read_table(results / pairs.ref / "advantages.parquet").set_index("pair_id")
+    row = table.iloc[0]
+    prompt = row["prompt"][0]["content"]
+    texts = response_texts(tokenizer, drawn.loc[drawn["prompt_id"] == row["prompt_id"], "response_ids"].tolist())
+    assert len(texts) == 4
+    mean = np.mean([oracle_reward(prompt, text) for text in texts])
+    for side in ("chosen", "rejected"):
+        assert found.loc[row.name, f"{side}_advantage"] == pytest.approx(oracle_reward(prompt, row[side]) - mean)
 
 
 # --- types of annotators ----------------------------------------------------------------------------------------------

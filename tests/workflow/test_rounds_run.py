@@ -19,8 +19,27 @@ RESPONSES = {"labels": "three", "per_prompt": 3, "choose": "pareto"}
 ARMS = {
     "dpo": {"loss": DPO},
     "accelerated": {"loss": DPO, "rounds": {"kind": "accelerated", "count": 2, "responses": RESPONSES}},
+    "apa": {
+        "loss": {"name": "apa_tokens", "beta": 0.5},
+        "rounds": {"kind": "online", "count": 1, "responses": RESPONSES},
+    },
+    "discriminator": {
+        "loss": DPO,
+        "rounds": {"kind": "discriminator", "count": 2, "discriminator": "three", "gold": "held_out", "gold_labels": 8},
+    },
+}
+EM = {"loss": {"name": "em_dpo", "beta": 0.1}, "rounds": {"kind": "em", "count": 2}}
+RATERS = {"length_preferences": [8.0, -8.0], "annotators": 12}
+REWARDS = {
+    "three": {"members": 3, "train": TRAIN},
+    "held_out": {"members": 1, "split": "judge", "train": TRAIN},
 }
 WORLD = {"source": {"kind": "world", "prompts": 150, "pairs": 150}, "splits": {"train": 0.5, "judge": 0.1, "test": 0.4}}
+
+
+def voted() -> dict:
+    """The demo world's pairs with the votes of two types of annotators."""
+    return {**WORLD, "source": {**WORLD["source"], "seed": 1, "raters": RATERS}}
 
 
 def grid(**changes) -> dict:
@@ -31,11 +50,11 @@ def grid(**changes) -> dict:
         "model": {"kind": "scratch", "layers": 1, "hidden": 32, "heads": 2, "intermediate": 64, "max_positions": 96},
         "tokens": {"max_prompt_tokens": 40, "max_length": 90},
         "reference": {"data": WORLD, "sft": {"train": {**TRAIN, "steps": 60, "learning_rate": 1e-2}}},
-        "conditions": {"one": {"data": {**WORLD, "source": {**WORLD["source"], "seed": 1}}}},
-        "rewards": {"three": {"members": 3, "train": TRAIN}, "truth": {"oracle": True}},
+        "conditions": {"raters": {"data": voted()}},
+        "rewards": REWARDS,
         "samples": {"max_new_tokens": 20, "batch_size": 200},
         "policy": {**TRAIN, "learning_rate": 3e-3},
-        "arms": ARMS,
+        "arms": {**ARMS, "em": EM},
         "seeds": [0, 1],
         "evaluate": {
             "sets": {"test": {"data": WORLD, "prompts": 20}},
@@ -51,7 +70,7 @@ def grid(**changes) -> dict:
                 "than": "dpo",
                 "source": "our question",
             }
-            for name in ARMS
+            for name in [*ARMS, "em"]
             if name != "dpo"
         ],
         **changes,
@@ -62,7 +81,8 @@ def grid(**changes) -> dict:
 def ran(tmp_path_factory):
     """The small project and the demo world with every arm, run once."""
     project = new_project(tmp_path_factory.mktemp("rounds") / "project")
-    project.declare(item(arms=ARMS))
+    project.declare(item(arms=ARMS, rewards=REWARDS))
+    project.declare(item(item={**item()["item"], "name": "voted"}, data=voted(), arms={"em": EM}))
     project.declare(grid())
     project.snakemake(warm=True, check=True)
     return project
@@ -77,11 +97,12 @@ def test_rounds_run_verify_and_are_found_again(ran):
     ran.prefopt("verify", check=True)
     assert ran.planned_jobs() == {}
     found = json.loads((ran.artifact("papers/own", "grid") / "item.json").read_text())
-    assert {row["arm"] for row in found["matched"]} == set(ARMS) - {"dpo"}
+    assert {row["arm"] for row in found["matched"]} == {*ARMS, "em"} - {"dpo"}
     fractions = {(row["arm"], row["fraction"]) for row in found["frontier"]}
     assert {("accelerated", 0.5), ("dpo", 0.5)} <= fractions
-    measured = json.loads((ran.artifact("papers/own", "tiny") / "item.json").read_text())
-    assert all(arm["seeds"]["0"]["values"] for arm in measured["arms"].values())
+    for name in ("tiny", "voted"):
+        measured = json.loads((ran.artifact("papers/own", name) / "item.json").read_text())
+        assert all(arm["seeds"]["0"]["values"] for arm in measured["arms"].values())
 
 
 @long

@@ -92,7 +92,8 @@ class Sizes:
         if node.stage in _MADE_OF_PAIRS:
             below = self.pairs(self.parent(node, "pairs"))
             size = node.spec.get("size") or node.spec.get("prompts")
-            return below | {"train": size or below.get("train", 0.0)}
+            known = below.get("train", 0.0)
+            return below | {"train": known + (size or 0.0) if node.spec.get("keep") else size or known}
         source = node.spec["source"]
         if source["kind"] == "world":
             rows = float(source["pairs"])

@@ -1,6 +1,6 @@
 """Pair losses and regularisers by name. Importing this package does not import torch."""
 
-from prefopt.losses import baselines, distill, mallows, methods, regularisers, soft_labels
+from prefopt.losses import advantages, baselines, distill, mallows, methods, regularisers, soft_labels
 from prefopt.losses.registry import (
     COMPOSITIONS,
     LOSSES,
@@ -28,6 +28,7 @@ __all__ = [
     "Composition",
     "Loss",
     "Regulariser",
+    "advantages",
     "baselines",
     "distill",
     "forward_kl",

@@ -20,17 +20,23 @@ def fronts(rewards: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
 def chosen_and_rejected(rewards: ArrayLike, rule: str, draw: np.random.Generator) -> tuple[int, int] | None:
     """Numbers of the chosen and the rejected one of N responses, the mean reward of the first being the higher.
 
-    ``extremes``: highest and lowest mean reward, the first of equal ones. ``pareto``: one of the upper front and one of
+    ``extremes``: highest and lowest mean reward, the first of equal ones. ``random``: any two that a draw without
+    replacement names, None where their means are equal. ``pareto``: one of the upper front and one of
     the lower, each such pair as likely as any other; calibrated win rates have the same fronts, since they rise with
     each model's reward. None where all means are equal. CaPO pairs its two fronts; that it draws among all such pairs
     is a reading of its abstract. Raises ValueError for an unknown rule and for fewer than two responses.
     """
     rewards = np.asarray(rewards, dtype=float)
-    if rule not in ("extremes", "pareto") or len(rewards) < 2:
-        raise ValueError(f"rule '{rule}' over {len(rewards)} responses; known: extremes, pareto, of two or more")
+    if rule not in ("extremes", "pareto", "random") or len(rewards) < 2:
+        raise ValueError(
+            f"rule '{rule}' over {len(rewards)} responses; known: extremes, pareto, random, of two or more"
+        )
     mean = rewards.mean(axis=1)
     if rule == "extremes":
         pairs = [(int(mean.argmax()), int(mean.argmin()))]
+    elif rule == "random":
+        one, other = draw.choice(len(rewards), 2, replace=False).tolist()
+        pairs = [(one, other), (other, one)]
     else:
         upper, lower = fronts(rewards)
         pairs = [(int(i), int(j)) for i in np.flatnonzero(upper) for j in np.flatnonzero(lower)]

@@ -85,23 +85,33 @@ class Chain:
     def answered(self, declared: ResponsesSpec, model: Node, number: int) -> Wiring:
         """The wiring over pairs that a round makes of its model's responses, labelled as declared."""
         samples = self.drawn(model, declared.per_prompt, number)
-        ensemble = self.ensemble("responses.labels", declared.labels)
-        spec = {"choose": declared.choose, "prompts": declared.prompts}
-        return self.labelled(samples, ensemble, spec, number)
+        judges = self.judges(self.ensemble("responses.labels", declared.labels))
+        return self.labelled(samples, judges, number, choose=declared.choose, prompts=declared.prompts)
 
-    def labelled(self, samples: Node, ensemble: EnsembleSpec, spec: dict[str, Any], number: int) -> Wiring:
-        """The wiring over the pairs that an ensemble, or the oracle, chooses from samples of the arm's own prompts."""
+    def judges(self, ensemble: EnsembleSpec) -> list[Node]:
+        """The members of an ensemble, trained on the arm's own data; none stands for the oracle."""
+        return [] if ensemble.oracle else self.home.members(ensemble)
+
+    def labelled(
+        self, samples: Node, judges: list[Node], number: int, *, onto: Wiring | None = None, **spec: Any
+    ) -> Wiring:
+        """The wiring over the pairs that ``judges``, or the oracle, choose from samples of the arm's own prompts.
+
+        ``onto``: they are added to its pairs, instead of taking the place of the arm's own train pairs. Reward models
+        that a loss needs stay those of the arm's own data.
+        """
         home = self.home
-        members = [] if ensemble.oracle else home.members(ensemble)
-        judges = {f"reward{k}": member for k, member in enumerate(members)}
-        spec = {**spec, "oracle": ensemble.oracle, "seed": _ROUND_SEEDS * self.seed + number}
-        parents = {"pairs": home.pairs, "tokens": home.tokens, "samples": samples, **judges}
+        spec |= {"oracle": not judges, "seed": _ROUND_SEEDS * self.seed + number}
+        spec |= {"keep": True} if onto else {}
+        parents = {"pairs": (onto or home).pairs, "tokens": home.tokens, "samples": samples}
+        parents |= {f"reward{k}": member for k, member in enumerate(judges)}
         pairs = home.plan.add("sampled_pairs", samples.name, spec, parents)
-        return self.tokenised(pairs)
-
-    def tokenised(self, pairs: Node) -> Wiring:
-        """The wiring over a round's pairs; reward models stay those of the arm's own data."""
-        home = self.home
         base = home.plan.node(home.tokens.parents["base"])
         tokens = home.plan.add("tokens", pairs.name, home.tokens.spec, {"pairs": pairs, "base": base})
-        return replace(home, pairs=pairs, tokens=tokens, trained_on=home.trained_on or home.tokens)
+        return replace(
+            home,
+            pairs=pairs,
+            tokens=tokens,
+            trained_on=home.trained_on or home.tokens,
+            given={} if onto else {"advantages": pairs},
+        )

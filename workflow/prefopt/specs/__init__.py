@@ -44,7 +44,14 @@ from prefopt.specs.grids import (
 from prefopt.specs.items import EvaluateSpec, ExpectSpec, ItemHead, ItemSpec, LengthControlSpec
 from prefopt.specs.judges import JudgeSpec, LmJudgeSpec, PricesSpec, ServerJudgeSpec
 from prefopt.specs.models import HubModel, LocalModel, ModelSpec, ScratchModel, TokenizerSpec, TokensSpec
-from prefopt.specs.rounds import AcceleratedRounds, EmRounds, ResponsesSpec, RoundsSpec
+from prefopt.specs.rounds import (
+    AcceleratedRounds,
+    DiscriminatorRounds,
+    EmRounds,
+    OnlineRounds,
+    ResponsesSpec,
+    RoundsSpec,
+)
 from prefopt.specs.training import (
     AdapterSpec,
     ArmSpec,
@@ -72,6 +79,7 @@ __all__ = [
     "Count",
     "DataSpec",
     "DisagreementItemSpec",
+    "DiscriminatorRounds",
     "DispersionSpec",
     "EmRounds",
     "EnsembleSpec",
@@ -106,6 +114,7 @@ __all__ = [
     "Name",
     "Named",
     "NumberClaim",
+    "OnlineRounds",
     "OrderClaim",
     "Positive",
     "PricesSpec",

@@ -8,6 +8,12 @@ from pydantic import Field
 
 from prefopt.specs.base import Closed, Count, Name
 
+Choose = Literal["extremes", "pareto", "random"]
+_CHOOSE = (
+    "the responses of highest and lowest mean reward; as CaPO, one that no other beats by every member and one that "
+    "beats no other by every member; or any two"
+)
+
 
 class ResponsesSpec(Closed):
     """Pairs of a round's own: responses that the current policy draws to the train prompts, labelled anew.
@@ -18,11 +24,7 @@ class ResponsesSpec(Closed):
     labels: Name = Field(description="one of the item's reward ensembles: the mean of its members chooses")
     per_prompt: Annotated[int, Field(ge=2)] = Field(2, description="responses to every train prompt")
     prompts: Count | None = Field(None, description="train prompts of a round, drawn anew in each; default all")
-    choose: Literal["extremes", "pareto"] = Field(
-        "extremes",
-        description="the responses of highest and lowest mean reward; or, as CaPO, one that no other beats by every "
-        "member and one that beats no other by every member",
-    )
+    choose: Choose = Field("extremes", description=_CHOOSE)
 
 
 class AcceleratedRounds(Closed):
@@ -37,6 +39,32 @@ class AcceleratedRounds(Closed):
     responses: ResponsesSpec | None = Field(None, description="fresh pairs in every round; default the arm's own data")
 
 
+class OnlineRounds(Closed):
+    """Rounds on the current policy's own responses, labelled by the same reward models in all of them."""
+
+    kind: Literal["online"]
+    count: Count = Field(3, description="rounds")
+    responses: ResponsesSpec
+    reference: Literal["current", "initial"] = Field(
+        "current", description="what a round's loss compares with: where the round starts, or the first reference"
+    )
+
+
+class DiscriminatorRounds(Closed):
+    """Rounds on the current policy's own responses, labelled by reward models that learn from new gold labels."""
+
+    kind: Literal["discriminator"]
+    count: Count = Field(3, description="rounds")
+    discriminator: Name = Field(description="one of the item's reward ensembles, trained anew in every round")
+    gold: Name = Field(description="another one, or the oracle: who gives gold labels")
+    gold_labels: Count = Field(16, description="prompts of a round whose pair gets a gold label")
+    prompts: Count | None = Field(256, description="prompts of a round whose pair the discriminator labels; null: all")
+    per_prompt: Annotated[int, Field(ge=2)] = Field(2, description="responses to every prompt")
+    reference: Literal["current", "initial"] = Field(
+        "initial", description="what a round's loss compares with: where the round starts, or the first reference"
+    )
+
+
 class EmRounds(Closed):
     """Expectation and maximisation over unseen types of annotators, one policy for each, and a mixture for all."""
 
@@ -48,4 +76,4 @@ class EmRounds(Closed):
     )
 
 
-RoundsSpec = Annotated[AcceleratedRounds | EmRounds, Field(discriminator="kind")]
+RoundsSpec = Annotated[AcceleratedRounds | OnlineRounds | DiscriminatorRounds | EmRounds, Field(discriminator="kind")]
