@@ -31,6 +31,8 @@ FIELDS = {
     "win_rates": ["chosen_win_rate", "rejected_win_rate"],
     "auxiliary": ["auxiliary_reward", "value"],
     "reward_head": ["head_margin"],
+    "responsibilities": ["agreeing", "opposing"],
+    "advantages": ["chosen_advantage", "rejected_advantage"],
 }
 # Losses that hold a statistic of the policy fixed, which differences would see: the settings that switch it off.
 DETACHED = {
@@ -78,8 +80,10 @@ def random_batch(seed: int = 0, pairs: int = PAIRS, dtype: torch.dtype = torch.f
             f"{side}_win_rate": torch.rand(pairs, generator=gen, dtype=dtype),
         }
         values[f"other_ref_{side}_logp"] = values[f"other_ref_{side}_logp"].to(dtype)
-    for name in ("auxiliary_reward", "value", "head_margin", "vote_share"):
+    for name in ("auxiliary_reward", "value", "head_margin", "vote_share", "agreeing", "opposing"):
         values[name] = torch.rand(pairs, generator=gen, dtype=dtype)
+    for side in ("chosen", "rejected"):
+        values[f"{side}_advantage"] = torch.randn(pairs, generator=gen, dtype=dtype)
     return PairBatch(**values, dispersion_weight=weight, neg_log_dispersion=0.7 * weight)
 
 
@@ -145,6 +149,10 @@ def margin_batch(margins, lam=1.0, reward=0.3, dtype=torch.float64) -> PairBatch
         value=0.2 * ones,
         head_margin=0.1 * ones,
         vote_share=0.75 * ones,
+        agreeing=0.6 * ones,
+        opposing=0.2 * ones,
+        chosen_advantage=0.15 * ones,
+        rejected_advantage=-0.15 * ones,
     )
 
 

@@ -222,6 +222,10 @@ def test_every_registered_loss_gets_what_it_needs_and_sends_gradient_to_the_poli
         chosen_win_rate=draw.uniform(size=SIZE),
         rejected_win_rate=draw.uniform(size=SIZE),
         auxiliary_reward=draw.normal(size=SIZE),
+        agreeing=draw.uniform(size=SIZE),
+        opposing=draw.uniform(size=SIZE),
+        chosen_advantage=draw.normal(size=SIZE),
+        rejected_advantage=draw.normal(size=SIZE),
     )
     with heads_on(model, objective.pair_loss.needs):
         loss, sums = objective.loss(model, list(range(8)), START)
