@@ -36,7 +36,7 @@ def apa_tokens(batch: PairBatch, *, beta: float) -> Tensor:
     """
 
     def side(logp: Tensor, ref: Tensor, mask: Tensor, advantage: Tensor) -> Tensor:
-        gap = (logp - ref - advantage.unsqueeze(1) / beta) * mask
+        gap = (logp - ref - advantage.unsqueeze(1) / beta).masked_fill(mask == 0, 0.0)
         return (gap**2).sum(1) / mask.sum(1)
 
     chosen = (batch.chosen_token_logp, batch.ref_chosen_token_logp, batch.chosen_mask, batch.chosen_advantage)
