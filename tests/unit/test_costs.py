@@ -21,6 +21,8 @@ from prefopt.machines import (
     gpu_seconds,
     parsed_gpus,
     placed,
+    placed_rows,
+    stage_costs,
 )
 from prefopt.plan import STAGE_VERSIONS, Plan, load_plan
 from prefopt.plan_text import duration, plan_lines, size
@@ -120,6 +122,44 @@ def test_a_job_takes_one_gpu_if_it_can_and_is_sharded_otherwise():
     assert placed(Work(model=model, state=144e9, activations=8e9), gpu, 8) == (8, 26e9 + GPU_CONTEXT, True)
     assert not placed(Work(model=model, state=144e9, activations=80e9), gpu, 8)[2]
     assert placed(Work(), gpu, 8) == (0, 0.0, True), "no model, no GPU"
+
+
+def test_processes_of_a_training_job_take_a_gpu_each():
+    gpu, model = GPUS["h100"], Model(8e9, 32, 4096)
+    assert placed(Work(model=model, state=70e9, activations=8e9), gpu, 8, 2) == (2, 78e9 + GPU_CONTEXT, True)
+
+
+def test_row_work_takes_a_gpu_per_process_and_a_whole_model_on_each():
+    gpu, model = GPUS["h100"], Model(8e9, 32, 4096)
+    read = Work(model=model, state=32e9)
+    assert placed_rows(read, gpu, 8, 4) == (4, 32e9 + GPU_CONTEXT, True)
+    assert placed_rows(read, gpu, 2, 4)[0] == 2, "no more than there are"
+    assert placed_rows(Work(model=model, state=280e9), gpu, 8, 8) == (8, 280e9 + GPU_CONTEXT, False)
+    written = Work(model=model, state=32e9, written=100 * 16.0, answer=16.0, batch=48.0)
+    assert placed_rows(written, gpu, 8, 8)[0] == 3, "100 answers in batches of 48"
+
+
+def test_the_longest_job_of_a_stage_is_as_long_as_its_share_of_the_rows(root, tmp_path):
+    """Eight processes: an eighth of the time for scores, the same for training; GPU-hours stay."""
+    found = []
+    for execution in ({}, {"row_processes": 8}):
+        plan = planned(root, tmp_path, items=["mallowspo/paper/fig10_hh_b01"], execution=execution)
+        found.append(stage_costs(plan, Sizes(plan, tmp_path), (), ("h100", 8)))
+    one, eight = found
+    assert eight["reference"].longest == pytest.approx(one["reference"].longest / 8)
+    assert (one["reference"].gpus, eight["reference"].gpus) == (1, 8)
+    assert eight["reference"].gpu_seconds == one["reference"].gpu_seconds
+    assert eight["reference"].cpu_memory == 8 * one["reference"].cpu_memory
+    assert eight["policy"].longest == one["policy"].longest
+
+
+def test_row_work_that_fits_no_gpu_needs_larger_ones(plan, tmp_path):
+    hub = {"kind": "hub", "repo": "someone/Model-30B", "revision": "0" * 40}
+    start, table = tokens(plan, **hub)
+    scores = plan.add("reference", "start", {"precision": "bf16"}, {"tokens": table, "model": start})
+    plan.items["own/x"] = plan.add("papers/own", "x", {"item": {}}, {"reference": scores})
+    text = "\n".join(plan_lines(plan, ("h100", 8)))
+    assert "reference does not fit on 8 x h100: every one of its processes holds a whole model" in text
 
 
 @pytest.mark.parametrize("text", ["h1000:8", "h100:none", "h100:0", ""])
