@@ -21,6 +21,7 @@ VERBS = {
     "reference": "score-reference",
     "rewards": "score-rewards",
     "samples": "sample-reference",
+    "sampled_pairs": "pair-samples",
     "win_rates": "calibrate-rewards",
     "generations": "generate",
     "judgements": "judge",
@@ -39,7 +40,15 @@ class RowJobs:
         splits = ["test" if n % PROMPTS > 2 else "train" for n in range(PAIRS)]
         ids = {"pair_id": [1000 + 7 * n for n in range(PAIRS)], "prompt_id": [n % PROMPTS for n in range(PAIRS)]}
         turns = [[{"role": "user", "content": f"prompt {n % PROMPTS}"}] for n in range(PAIRS)]
-        self.pairs = self._made("pairs", {"pairs": pd.DataFrame({**ids, "prompt": turns, "split": splits})})
+        texts = {
+            "chosen": ["w1"] * PAIRS,
+            "rejected": ["w2"] * PAIRS,
+            "source": "made up",
+            "source_row": 0,
+            "meta": "{}",
+        }
+        table = pd.DataFrame({**ids, "prompt": turns, "split": splits, **texts})
+        self.pairs = self._made("pairs", {"pairs": table})
         self.tokens = self._made("tokens", {"tokens": pd.DataFrame({**ids, **rows, "split": splits})})
         self.model = self._made("sft")
         self.members = [self._made("reward", number=number) for number in range(2)]
@@ -65,6 +74,9 @@ class RowJobs:
         }
         samples = {"tokens": self.tokens, "ensemble": self.ensemble, "samples": self.nodes["samples"]}
         self.nodes["win_rates"] = self._node("win_rates", {}, {**samples, **rewards})
+        best = {"oracle": False, "prompts": None, "keep": False, "seed": 0, "choose": "extremes"}
+        labelled = {"pairs": self.pairs, "tokens": self.tokens, "samples": self.nodes["samples"]}
+        self.nodes["sampled_pairs"] = self._node("sampled_pairs", best, {**labelled, **rewards})
         answers = {"pairs": self.pairs, "generations": self.nodes["generations"], "baseline": self.nodes["baseline"]}
         judges = {f"judge{number}": node for number, node in enumerate(self.members)}
         self.nodes["judgements"] = self._node("judgements", {"judge": "reward_model"}, {**answers, **judges})

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from prefopt.specs import ExecutionSpec
 
 TRAINING_STAGES = frozenset({"sft", "reward", "policy"})
-ROW_STAGES = frozenset({"reference", "samples", "rewards", "win_rates", "generations", "judgements"})
+ROW_STAGES = frozenset({"reference", "samples", "rewards", "win_rates", "generations", "judgements", "sampled_pairs"})
 
 
 def row_processes(node: Node, execution: ExecutionSpec) -> int:
@@ -31,6 +31,8 @@ def has_divisible_rows(node: Node) -> bool:
     if node.stage == "judgements":
         judge = node.spec["judge"]
         return judge == "reward_model" if isinstance(judge, str) else judge["kind"] == "lm"
+    if node.stage == "sampled_pairs":
+        return not node.spec["oracle"]
     return node.spec.get("sampling", {}).get("engine") != "vllm"
 
 

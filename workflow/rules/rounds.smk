@@ -20,15 +20,18 @@ rule pair_samples:
         f"{RESULTS}/benchmarks/sampled_pairs/{{id}}.tsv"
     conda:
         "../../envs/prefopt.yaml"
-    threads: EXECUTION.threads
+    threads: row_threads("sampled_pairs")
     resources:
-        mem_mb=memory(8),
+        mem_mb=row_memory("sampled_pairs"),
         runtime=minutes(120),
-        gpu=EXECUTION.gpus,
+        gpu=row_gpus("sampled_pairs"),
         device=DEVICE,
+        processes=processes("sampled_pairs"),
         micro_batch=micro_batch,
     shell:
-        "python -m prefopt pair-samples --spec {input.spec:q} --device {resources.device} --micro-batch {resources.micro_batch} >> {log:q} 2>&1"
+        EACH
+        + "python -m prefopt pair-samples --spec {input.spec:q} --device {resources.device}"
+        " --processes {resources.processes} --micro-batch {resources.micro_batch} >> {log:q} 2>&1"
 
 
 rule extrapolate_weights:

@@ -68,7 +68,7 @@ STAGES = {
         Stage("calibrate-rewards", "win_rates", "calibration", "win rates of both responses among samples", _ROWS),
         Stage("train-classifier", "classifier", "sentiment", "fit a sentiment classifier on chosen and rejected texts"),
         Stage("train-policy", "policy", "policy", "fine-tune a policy with a preference loss", _TOGETHER),
-        Stage("pair-samples", "sampled_pairs", "rounds", "label a model's own responses by reward, as pairs", _MODEL),
+        Stage("pair-samples", "sampled_pairs", "rounds", "label a model's own responses by reward, as pairs", _ROWS),
         Stage("extrapolate-weights", "extrapolated", "rounds", "move weights on, away from earlier ones", ("device",)),
         Stage("assign-types", "responsibilities", "annotator_types", "which type each annotator is of, for EM-DPO"),
         Stage("mix-policies", "mixtures", "annotator_types", "weigh the policies of annotator types", _MODEL),

@@ -10,7 +10,16 @@ import numpy as np
 from prefopt.artifacts import Build, read_table, write_table
 from prefopt.errors import BadInput
 from prefopt.stages import RunOptions
-from prefopt.stages.common import TOKENIZER, device_of, policy_of, save_trained, tokenizer_for, weights_of
+from prefopt.stages.common import (
+    TOKENIZER,
+    device_of,
+    draw_keys,
+    kept_rows,
+    policy_of,
+    save_trained,
+    tokenizer_for,
+    weights_of,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,11 +112,12 @@ def _rewards(build: Build, options: RunOptions, samples: pd.DataFrame) -> np.nda
 
     columns = samples["prompt_ids"].tolist(), samples["response_ids"].tolist()
     found = []
-    for folder in build.parents_like("reward").values():
+    for role, folder in build.parents_like("reward").items():
         weights = weights_of(folder)
         tokenizer_for(build, weights.folder, weights.trusted)
         model = load_reward_model(weights.folder, device=device_of(build, options), **weights.loading())
-        found.append(reward_responses(model, *columns, batch_size=options.micro_batch))
+        kept = kept_rows(build, role, draw_keys(samples["prompt_id"]))
+        found.append(reward_responses(model, *columns, batch_size=options.micro_batch, kept=kept))
     return np.stack(found, axis=1)
 
 
