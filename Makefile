@@ -4,7 +4,7 @@
 # make test        run the tests, WORKERS=3 processes at a time (one mostly waits where Slurm is); PYTEST=... chooses
 # make fast-test   the files of FAST alone: planning, declarations, losses, statistics; nothing that trains or runs jobs
 # make gpu-test    the tests that need a CUDA device
-# make lint        ruff, snakefmt and Snakemake's own checks
+# make lint        ruff, mypy, snakefmt and Snakemake's own checks
 # Both set up .venv by themselves; PYTHON=/path/to/python3 chooses the interpreter.
 SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -48,7 +48,7 @@ gpu-test: .venv/.ready
 	@HF_HUB_OFFLINE=1 python -m pytest -m gpu $(PYTEST)
 
 lint: .venv/.ready
-	@ruff check . && ruff format --check . && snakefmt --check Snakefile workflow/rules && snakemake --lint
+	@ruff check . && ruff format --check . && mypy && snakefmt --check Snakefile workflow/rules && snakemake --lint
 
 .venv/.ready: requirements.lock pyproject.toml envs/bootstrap.txt workflow/setup.sh
 	@workflow/setup.sh

@@ -21,7 +21,7 @@ def test_hooks_call_pinned_tools_of_the_environment(root):
     hooks = yaml.safe_load((root / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
     pinned = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
     developer = {name.split("==")[0] for name in pinned["project"]["optional-dependencies"]["dev"]}
-    assert len(hooks) == 3
+    assert len(hooks) == 4
     for hook in hooks:
         assert hook["language"] == "system"
         tool = hook["entry"].split()[0]

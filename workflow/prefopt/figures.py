@@ -163,7 +163,8 @@ def _binned(steps: Sequence[float], values: Sequence[float]) -> tuple[Any, Any]:
     """At most CURVE_POINTS points, each the mean of its neighbours: small files, and noise does not hide the course."""
     groups = min(CURVE_POINTS, len(steps))
     cut = [np.array_split(np.asarray(axis, dtype=float), groups) for axis in (steps, values)]
-    return tuple(np.array([part.mean() for part in parts]) for parts in cut)
+    first, second = (np.array([part.mean() for part in parts]) for parts in cut)
+    return first, second
 
 
 def _log_scale_where_wide(panel: Axes, values: Sequence[float]) -> None:

@@ -155,8 +155,8 @@ def _engine(
     if sampling.engine == "vllm":
         from prefopt.vllm_engine import vllm_drawing
 
-        with vllm_drawing(model, tokenizer, sampling, ends) as draw:
-            yield draw
+        with vllm_drawing(model, tokenizer, sampling, ends) as drawn:
+            yield drawn
         return
     import torch
 

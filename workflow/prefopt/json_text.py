@@ -28,8 +28,10 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"the key {twice!r:.60} stands twice")
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"the key {key!r:.60} stands twice")
+            seen.add(key)
     return found
 
 

@@ -56,7 +56,10 @@ class Moment:
 class Objective(Protocol):
     """Rows to optimise over. ``loss`` returns sums over rows; the trainer divides by the effective batch's weight."""
 
-    lengths: Sequence[int]  # tokens per row, for sorting
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Tokens per row, for sorting."""
+
     divisible: bool  # False where splitting a batch changes the loss
 
     @property

@@ -171,7 +171,7 @@ class ItemPlanner:
                         "judgements", policy.name, judge_spec, judge_parents | sides, judge_execution
                     )
                     parents[f"metrics.{arm}.{of_draw}"] = self._metrics(policy, judged)
-        spec = {
+        spec: dict[str, Any] = {
             "item": item.item.model_dump(),
             "arms": {name: arm.loss.model_dump() for name, arm in item.arms.items()},
             "seeds": item.seeds,

@@ -332,7 +332,8 @@ def _read_imdb_prefix(row: Row) -> Answers:
     else:
         beginning = repeated = _need_text(row, "text")
     sides = (_need_text(row, side).removeprefix(repeated) for side in ("chosen", "rejected"))
-    return [{"role": RAW_ROLE, "content": beginning}], *sides
+    chosen, rejected = sides
+    return [{"role": RAW_ROLE, "content": beginning}], chosen, rejected
 
 
 READERS: Mapping[str, Reader] = {

@@ -107,7 +107,7 @@ def _there(kept: Kept | None, keys: Sequence[Any]) -> set[Any]:
     """Keys of the rows that need not be computed."""
     table = kept.rows() if kept is not None else None
     there = set() if table is None else set(table[KEY].tolist())
-    if unknown := there.difference(keys):
+    if kept is not None and (unknown := there.difference(keys)):
         raise FailedCheck(f"{kept.folder()}: rows of another table ({min(unknown)}); remove the folder and run again")
     return there
 
@@ -116,7 +116,9 @@ class _Found:
     """Rows that were computed and are not kept yet."""
 
     def __init__(self, keys: Sequence[Any]) -> None:
-        self._keys, self.rows, self._values = keys, [], {}
+        self._keys = keys
+        self.rows: list[int] = []
+        self._values: dict[str, list[Any]] = {}
 
     def put(self, rows: Batch, values: Mapping[str, Column]) -> None:
         self.rows += rows
@@ -127,7 +129,7 @@ class _Found:
         """All of them as a table, and none are left."""
         import pandas as pd
 
-        columns = {KEY: [self._keys[row] for row in self.rows]}
+        columns: dict[str, Any] = {KEY: [self._keys[row] for row in self.rows]}
         for name, parts in self._values.items():
             ragged = isinstance(parts[0], list)
             columns[name] = [values for part in parts for values in part] if ragged else np.concatenate(parts)

@@ -47,7 +47,8 @@ def shares(costs: Sequence[float], size: int) -> list[list[int]]:
 
     The dearest first, each to whoever has least so far: no load is above mean + max of the costs.
     """
-    loads, found = [0.0] * size, [[] for _ in range(size)]
+    loads = [0.0] * size
+    found: list[list[int]] = [[] for _ in range(size)]
     for piece in sorted(range(len(costs)), key=lambda piece: (-costs[piece], piece)):
         rank = loads.index(min(loads))
         loads[rank] += costs[piece]

@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NoReturn
 
 from prefopt.errors import BadInput, FailedCheck, PrefoptError, TryAgain
@@ -99,7 +100,7 @@ def run(processes: int, work: Callable[[], None]) -> None:
     pairs = [socket.socketpair() for _ in range(processes)]
     workers: list[_Worker] = []
     watcher = os.getpid()
-    with _blocked(), _heeding(lambda *_: [worker.end() for worker in workers]):
+    with _blocked(), _heeding(partial(_end, workers)):
         for number in range(processes):
             pid = os.fork()
             if pid == 0:
@@ -107,7 +108,7 @@ def run(processes: int, work: Callable[[], None]) -> None:
             workers.append(_Worker(number, pid, pairs[number][0]))
     for _, theirs in pairs:
         theirs.close()
-    with _heeding(lambda *_: [worker.end() for worker in workers]):
+    with _heeding(partial(_end, workers)):
         try:
             _watch(workers)
         finally:
@@ -162,6 +163,11 @@ def _note_termination(*_: Any) -> None:
 
 
 # --- the watcher's side ---------------------------------------------------------------------------------------------
+
+
+def _end(workers: Sequence[_Worker], *_: Any) -> None:
+    for worker in workers:
+        worker.end()
 
 
 @dataclass

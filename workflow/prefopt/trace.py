@@ -127,8 +127,8 @@ class Tracer:
         commits = revisions.recording_commits(self.checkout, name) if len(name) >= 32 else []
         if commits:
             text = revisions.file_at(self.checkout, commits[0], revisions.LOCK) or ""
-            out = next((out for out, md5 in revisions.lock_outs(text).items() if md5.startswith(name)), None)
-            return self._of_artifacts("DVC output of an earlier commit", []) | {"out": out, "recorded_by": commits}
+            took = next((o for o, md5 in revisions.lock_outs(text).items() if md5.startswith(name)), None)
+            return self._of_artifacts("DVC output of an earlier commit", []) | {"out": took, "recorded_by": commits}
         return None
 
     def _is_in(self, ref: str, out: str) -> bool:

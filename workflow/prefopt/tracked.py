@@ -155,7 +155,7 @@ def _run(
 
 def _spread_times(found: Mapping[str, Record]) -> None:
     """Give places the time from the first start to the last end below them; children stand after their parents."""
-    for record in reversed(found.values()):
+    for record in reversed(list(found.values())):
         above = found[record.parent] if record.parent else None
         if above is not None and record.span != (0, 0):
             start, end = above.span if above.span != (0, 0) else record.span

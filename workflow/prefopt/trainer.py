@@ -245,7 +245,8 @@ class _Run:
             self.tokens = _CPU_TOKENS_PACKED if packs(self.model) else _CPU_TOKENS
         self.optimizer = new_optimizer(self.model, spec)
         self.steps = total_steps(spec, objective.size)
-        self.step, self.metrics, self.seconds = 0, [], 0.0
+        self.step, self.seconds = 0, 0.0
+        self.metrics: list[dict[str, float]] = []
         self.identity: dict[str, Any] = {"spec": spec.model_dump(mode="json"), "seed": seed, "rows": objective.size}
 
     def resume(self) -> None:

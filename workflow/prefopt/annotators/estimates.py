@@ -219,7 +219,8 @@ def flat_values(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _limits(name: str, found: Mapping[str, float | None]) -> dict[str, float]:
-    if found["mean"] is None:
+    mean = found["mean"]
+    if mean is None:
         return {}
-    limits = {f"{name}.{key}": float(found[key]) for key in ("low", "high") if found[key] is not None}
-    return {name: float(found["mean"])} | limits
+    limits = {f"{name}.{key}": value for key in ("low", "high") if (value := found[key]) is not None}
+    return {name: mean} | limits

@@ -164,7 +164,7 @@ def _curves(runs: list[Trial]) -> dict[str, list[list[float | None]]]:
             found[key] = [
                 [_short(x), _short(i.mean), _short(i.low), _short(i.high)] for x, i in zip(places, limits, strict=True)
             ]
-    members = []
+    members: list[Any] = []
     while binned := _binned(runs, f"member_{len(members)}"):
         places = binned[0]
         members.append(binned[1].mean(axis=0))

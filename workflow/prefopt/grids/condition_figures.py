@@ -221,7 +221,8 @@ def _both_ends(curve: Sequence[Sequence[float]]) -> tuple[list[float], list[floa
         [row for row in curve if row[0] <= _START] or [curve[0]],
         [row for row in curve if row[0] >= _END] or [curve[-1]],
     )
-    return tuple([math.fsum(column) / len(rows) for column in list(zip(*rows, strict=True))[1:]] for rows in ends)
+    first, last = ([math.fsum(column) / len(rows) for column in list(zip(*rows, strict=True))[1:]] for rows in ends)
+    return first, last
 
 
 def _between(here: float, bias: Sequence[float]) -> float:

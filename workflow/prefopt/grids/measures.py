@@ -99,7 +99,7 @@ class Measures:
             raise Missing(f"not run: {arm} in {condition}")
         if at == "all":
             return points
-        if at == "selected":
+        if isinstance(at, str):  # "selected"
             chosen = self.selected(condition, arm, seed)
             if chosen is None:
                 raise Missing(f"not run, or nothing selects one of {len(points)} points: {arm} in {condition}")

@@ -88,8 +88,8 @@ def variance_distance(n_items: int, phi: float) -> float:
     total = 0.0
     for size in range(1, n_items + 1):
         law, steps = top_item_law(size, phi), np.arange(size)
-        total += law @ steps**2 - (law @ steps) ** 2
-    return float(total)
+        total += float(law @ steps**2 - (law @ steps) ** 2)
+    return total
 
 
 def neg_log(phi: ArrayLike) -> NDArray[np.float64]:

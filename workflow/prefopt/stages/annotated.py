@@ -103,7 +103,7 @@ def _metrics(name: str | None, rows: pd.DataFrame, options: dict[str, Any]) -> d
             raise BadInput(f"several baselines: {', '.join(sorted(map(str, rows['generator_1'].unique())))}")
         head["baseline"] = rows["generator_1"].iloc[0]
     if name is not None and head.get("baseline") == name:  # by definition, as in the published metric
-        metrics = win_rate(rows["preference"])
+        metrics: dict[str, Any] = win_rate(rows["preference"])
         metrics |= {"length_controlled_win_rate": 50.0, "lc_standard_error": 0.0}
         metrics |= {"avg_length": int(rows["len_model"].mean()), "variant": "model is the baseline"}
     else:

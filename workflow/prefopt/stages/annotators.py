@@ -190,7 +190,10 @@ def compare_vote_trials(build: Build, options: RunOptions) -> None:
     every = {
         (arm, *key): _margins(build, f"run.{arm}.{key[0]}.{key[1]}", shares) for arm in spec["arms"] for key in keys
     }
-    results, values, tables, drawn = {}, {}, {}, {}
+    results: dict[str, Any] = {}
+    values: dict[str, Any] = {}
+    tables: dict[str, Any] = {}
+    drawn: dict[str, Any] = {}
     metrics = {spec["first_metric"]: held_out.METRICS[spec["first_metric"]]} | held_out.METRICS
     for name in shares:
         runs = {arm: {key: every[arm, *key][name] for key in keys} for arm in spec["arms"]}

@@ -146,7 +146,8 @@ def average(
     """
     from prefopt.mallows.bandit import expected_reward, kl_from_uniform
 
-    values, rows = {}, []
+    values: dict[str, float] = {}
+    rows: list[Any] = []
     for method in _SHOWN:
         paths = _paths(method, betas, steps, phi, width)
         kl, reward = kl_from_uniform(paths.policies).mean(axis=1), expected_reward(paths.policies).mean(axis=1)

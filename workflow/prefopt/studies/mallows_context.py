@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
@@ -104,7 +104,7 @@ def context(
     table = pd.DataFrame(outcomes)
     rewards = table.pivot(index=["arm", "beta", "kl"], columns="seed", values="reward")
     values = {name: float(np.mean([fact[name] for fact in facts])) for name in facts[0]}
-    comparisons = {}
+    comparisons: dict[str, Any] = {}
     for kl in compare_at:
         comparisons |= {f"{name}_at_{kl:g}": gain for name, gain in _gains(rewards, betas, kl).items()}
     comparisons = {name: gain for name, gain in comparisons.items() if np.isfinite(gain).all()}
@@ -207,7 +207,7 @@ def _gains_figure(gains: pd.DataFrame) -> str:
     return canvas.svg
 
 
-def _curves_figure(curves: Sequence[dict[str, object]], beta: float) -> str:
+def _curves_figure(curves: Sequence[dict[str, Any]], beta: float) -> str:
     """Mean over seeds of reward against KL at the first beta."""
     from prefopt.figures import COLOURS, DASHES, drawing
 

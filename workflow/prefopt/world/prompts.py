@@ -14,7 +14,7 @@ DOMAINS = ("home", "away")
 FACT_SHARE = 0.65  # of closed prompts; the others are sums
 
 # Both domains use the same words; the away domain puts them into phrasings, and pairs of topics, never met at home.
-FACT_PHRASINGS = {
+FACT_PHRASINGS: dict[str, dict[str, tuple[str, ...]]] = {
     "home": {
         "colour": (
             "what colour is the {a}",
@@ -141,12 +141,12 @@ def all_prompts(domain: str, form: str) -> tuple[str, ...]:
     """Every distinct prompt of one form ("fact", "sum", "open") in one domain."""
     if form == "open":
         second = lex.SEASONS if domain == "home" else lex.TOPICS
-        questions = (
+        questions = [
             phrasing.format(t=topic, s=other, u=other, p=person)
             for phrasing in OPEN_PHRASINGS[domain]
             for topic, other, person in itertools.product(lex.TOPICS, second, lex.PEOPLE)
             if topic != other
-        )
+        ]
         frames = OPEN_FRAMES[domain]
     else:
         questions = _closed_questions(domain, form)
