@@ -14,24 +14,33 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 PROFILE ?= workflow/profiles/local
 PYTEST ?=
 WORKERS ?= 3
-options := $(if $(ITEMS),items=$(ITEMS)) $(if $(DATA_ROOT),data_root=$(DATA_ROOT)) $(if $(RESULTS),results=$(RESULTS)) \
-	$(if $(FULL),full=true)
-config := $(if $(strip $(options)),--config $(options))
-results := $(or $(RESULTS),results)
+
+# Values reach the shell through its environment and in quotes: neither make nor the shell reads anything in them.
+unexport ITEMS DATA_ROOT RESULTS PROFILE TARGET
+export GIVEN_ITEMS := $(value ITEMS)
+export GIVEN_DATA_ROOT := $(value DATA_ROOT)
+export GIVEN_RESULTS := $(value RESULTS)
+export GIVEN_PROFILE := $(value PROFILE)
+export GIVEN_TARGET := $(value TARGET)
+options := $${GIVEN_ITEMS:+"items=$$GIVEN_ITEMS"} $${GIVEN_DATA_ROOT:+"data_root=$$GIVEN_DATA_ROOT"} \
+	$${GIVEN_RESULTS:+"results=$$GIVEN_RESULTS"} $(if $(value FULL),full=true)
+config := $(if $(value ITEMS)$(value DATA_ROOT)$(value RESULTS)$(value FULL),--config $(options))
+results := $${GIVEN_RESULTS:-results}
+launch := python -m prefopt launch --logs="$(results)/logs" -- snakemake --workflow-profile="$$GIVEN_PROFILE" $(config)
 
 # What a profile's executor needs beside the environment: envs/slurm.txt, envs/kubernetes.txt
-profile := $(notdir $(PROFILE))
-executor := $(if $(wildcard envs/$(profile).txt),.venv/.$(profile))
+profile := $(basename $(notdir $(wildcard envs/$(notdir $(value PROFILE)).txt)))
+executor := $(profile:%=.venv/.%)
 
 .PHONY: reproduce snakemake test fast-test gpu-test lint
 reproduce: .venv/.ready $(executor)
-	@python -m prefopt launch --logs $(results)/logs -- snakemake --workflow-profile $(PROFILE) $(config)
-	@python -m prefopt publish --pending --out $(results)/published.json
+	@$(launch)
+	@python -m prefopt publish --pending --out="$(results)/published.json"
 	@echo "done: open $(results)/report.html in a browser; artifacts and manifests are in $(results)/"
 
 # One target of the Snakefile: make snakemake TARGET=mallowspo
 snakemake: .venv/.ready $(executor)
-	@python -m prefopt launch --logs $(results)/logs -- snakemake --workflow-profile $(PROFILE) $(config) -- $(TARGET)
+	@$(launch) -- $${GIVEN_TARGET:+"$$GIVEN_TARGET"}
 
 test: .venv/.ready
 	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST)
@@ -54,6 +63,6 @@ lint: .venv/.ready
 	@workflow/setup.sh
 	@touch $@
 
-.venv/.$(profile): envs/$(profile).txt .venv/.ready
+$(executor): .venv/.%: envs/%.txt .venv/.ready
 	@VIRTUAL_ENV=$(CURDIR)/.venv uv pip install --quiet --no-deps -r $<
 	@touch $@

@@ -24,6 +24,7 @@ from prefopt.specs import (
     ModelSpec,
     VoteWeightItemSpec,
 )
+from prefopt.specs.base import plain_folder
 
 Spec = TypeVar("Spec", bound=BaseModel)
 
@@ -155,6 +156,15 @@ def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> Confi
     if content.get("full") in ("true", "false"):  # Snakemake gives words of the command line as text
         content["full"] = content["full"] == "true"
     return parse(Config, content, str(path))
+
+
+def check_place(*folders: Path) -> None:
+    """BadInput where a run's folder has a name that job scripts cannot hold: executors write it into them unquoted."""
+    for folder in folders:
+        try:
+            plain_folder(str(folder))
+        except ValueError as error:
+            raise BadInput(f"{str(folder)!r}: {error}; move the checkout") from None
 
 
 def item_files(config_dir: Path, patterns: list[str]) -> list[Path]:

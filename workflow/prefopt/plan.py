@@ -51,9 +51,15 @@ STAGE_VERSIONS = {
 }
 
 
+_LONGEST_NAME = 200
+
+
 def readable_name(text: str) -> str:
-    """What a file or folder is called, as the part of an id that people read: lower case, digits, dots and dashes."""
-    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "unnamed"
+    """What a file or folder is called, as the part of an id that people read: lower case, digits, dots and dashes.
+
+    At most 200 letters, since files are named by ids and file systems take 255 bytes.
+    """
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")[:_LONGEST_NAME].rstrip("-.") or "unnamed"
 
 
 @dataclass

@@ -1,14 +1,17 @@
 # What the rules share: the plan, input functions over it, and resources. No logic of its own.
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 
+from prefopt.config import check_place
 from prefopt.errors import PrefoptError, one_line
 from prefopt.plan import load_plan
 from prefopt.shares import row_processes
 
 try:
+    check_place(Path.cwd(), Path(workflow.basedir))
     PLAN = load_plan(Path("config/config.yaml"), config)
     RESULTS = PLAN.config.results
     PLAN.write_specs(Path(RESULTS))
@@ -45,7 +48,7 @@ ROW_PROCESSES = EXECUTION.row_processes or PROCESSES
 TRAINING_GPUS = max(EXECUTION.gpus, PROCESSES) if EXECUTION.gpus else 0
 
 # Jobs find the package beside the rules, also in a conda environment that has only its dependencies.
-shell.prefix(f"export PYTHONPATH='{Path(workflow.basedir) / 'workflow'}'; ")
+shell.prefix(f"export PYTHONPATH={shlex.quote(str(Path(workflow.basedir) / 'workflow'))}; ")
 
 
 wildcard_constraints:

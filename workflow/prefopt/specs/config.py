@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from prefopt.specs.base import Closed, Count
+from prefopt.specs.base import Closed, Count, Folder, ItemPattern
 
 Sharding = Literal["none", "full"]
 
@@ -25,7 +25,9 @@ class ExecutionSpec(Closed):
         None, description="processes of a job that scores, samples, answers or judges; not given: as 'processes'"
     )
     sharding: Sharding = Field("none", description="full: what is trained is divided among processes, by FSDP2")
-    container: str | None = Field(None, description="image of the jobs, docker://NAME: for --sdm apptainer, Kubernetes")
+    container: Annotated[str, Field(pattern=r"^[A-Za-z0-9./][\w.:/@+-]*$")] | None = Field(
+        None, description="image of the jobs, docker://NAME: for --sdm apptainer, Kubernetes"
+    )
 
     @model_validator(mode="after")
     def _sharding_needs_processes(self) -> ExecutionSpec:
@@ -37,8 +39,8 @@ class ExecutionSpec(Closed):
 class Config(Closed):
     """config/config.yaml."""
 
-    items: list[str] = Field(min_length=1, description="paper/item names or patterns below config/experiments")
-    results: str = "results"
-    data_root: str = "."
+    items: list[ItemPattern] = Field(min_length=1, description="paper/item names or patterns below config/experiments")
+    results: Folder = "results"
+    data_root: Folder = "."
     full: bool = Field(False, description="grids in full, instead of what their 'quick' section names")
     execution: ExecutionSpec = ExecutionSpec()
