@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from prefopt.errors import BadInput, nearest
 from prefopt.lazy import LazyModule
 from prefopt.quantized import NF4, is_quantized, quantize_body
+from prefopt.sources import check_safe_weights
 
 if TYPE_CHECKING:
     import torch
@@ -127,6 +128,7 @@ def merge_adapter(model: PreTrainedModel, folder: Path, device: str = "cpu") -> 
 
     if is_quantized(model):
         raise BadInput(f"{folder}: no adapter stands on weights in 4 bits; train what it stands on without 'quantize'")
+    check_safe_weights(folder)
     try:
         config = LoraConfig.from_pretrained(str(folder))
         with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from prefopt.adapters import ADAPTER_CONFIG, is_adapted, merge_adapter, whole_state
 from prefopt.errors import BadInput
 from prefopt.quantized import quantize_body
+from prefopt.sources import check_safe_weights
 
 if TYPE_CHECKING:
     import torch
@@ -287,6 +288,7 @@ def _from_folder(auto: Any, folder: Path, trust_remote_code: bool, **settings: A
     try:
         config = AutoConfig.from_pretrained(folder, **common, **settings)
         _zero_dropout(config)
+        _check_attention(config, trust_remote_code)
         model, info = auto.from_pretrained(
             folder, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **common
         )
@@ -296,6 +298,13 @@ def _from_folder(auto: Any, folder: Path, trust_remote_code: bool, **settings: A
         if isinstance(module, torch.nn.modules.dropout._DropoutNd):
             module.p = 0.0
     return model.eval(), sorted(info["missing_keys"])
+
+
+def _check_attention(config: PreTrainedConfig, trusted: bool) -> None:
+    """ValueError where a configuration names an attention of the hub, which is code like any other."""
+    named = getattr(config, "_attn_implementation", None)
+    if isinstance(named, str) and "/" in named and not trusted:
+        raise ValueError(f"attention '{named}' is code from the hub, which needs trust_remote_code")
 
 
 def _zero_dropout(config: PreTrainedConfig) -> None:
@@ -325,10 +334,9 @@ def _model_folder(folder: Path | str) -> Path:
         if (folder / ADAPTER_CONFIG).is_file():
             raise BadInput(f"{folder}: only an adapter, no model; name the artifact that it belongs to, or merge it")
         raise BadInput(f"{folder}: no config.json, so this is no model folder; save one with model.save_pretrained")
-    if not any(folder.glob("*.safetensors")):
-        pickles = sorted(folder.glob("*.bin"))
-        found = f"only pickled weights ({pickles[0].name}), which can run code when read" if pickles else "no weights"
-        raise BadInput(f"{folder}: {found}; save the model as safetensors with model.save_pretrained('{folder}')")
+    if (folder / ADAPTER_CONFIG).is_file():  # the library would take the weights from where the adapter says
+        raise BadInput(f"{folder}: an adapter beside the model ({ADAPTER_CONFIG}); merge it, or take it out")
+    check_safe_weights(folder)
     _require_tokenizer(folder)
     return folder
 

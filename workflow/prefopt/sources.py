@@ -29,6 +29,8 @@ _ALPACA_EVAL = "tatsu-lab/alpaca_eval"
 # Whose outputs -> file of the hub repository; a local folder may also hold the first as eval_set.json.
 _ALPACA_EVAL_FILES = {"gpt4_1106_preview": "alpaca_eval_gpt4_baseline.json", "text_davinci_003": "alpaca_eval.json"}
 _MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.bin")
+_CODE_FILES = ("*.py",)
+_PICKLED = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
 
 
 def data_identity(data: DataSpec, data_root: Path) -> tuple[dict[str, Any], dict[str, Any], str]:
@@ -93,7 +95,7 @@ def model_identity(
     """Hashed spec, execution settings and short name of a starting model."""
     if isinstance(model, LocalModel):
         folder = data_root / model.path
-        digests = {p.name: content_sha256(p) for p in model_folder_files(folder)}
+        digests = {p.name: content_sha256(p) for p in model_folder_files(folder, code=model.trust_remote_code)}
         spec = {"kind": "local", "files": digests, "trust_remote_code": model.trust_remote_code}
         return spec, {"path": str(folder)}, folder.resolve().name.lower()
     if isinstance(model, HubModel):
@@ -101,13 +103,27 @@ def model_identity(
     return model.model_dump(), {}, f"llama-{model.layers}x{model.hidden}"
 
 
-def model_folder_files(folder: Path) -> list[Path]:
-    """The files that make a Hugging Face model folder; BadInput where it is none or has no tokenizer."""
+def model_folder_files(folder: Path, *, code: bool = False) -> list[Path]:
+    """The files that make a Hugging Face model folder, with its Python files where ``code`` is to run.
+
+    BadInput where it is none, or has no safetensors or no tokenizer.
+    """
     if not (folder / "config.json").is_file():
         raise BadInput(f"{folder}: no config.json, so this is no Hugging Face model folder")
     if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
         raise BadInput(f"{folder}: model folder without tokenizer (no tokenizer.json); save the tokenizer into it")
-    return sorted({p for pattern in _MODEL_FILES for p in folder.glob(pattern) if p.is_file()})
+    check_safe_weights(folder)
+    patterns = (*_MODEL_FILES, *_CODE_FILES) if code else _MODEL_FILES
+    return sorted({p for pattern in patterns for p in folder.glob(pattern) if p.is_file()})
+
+
+def check_safe_weights(folder: Path) -> None:
+    """BadInput where a folder has no safetensors: pickled weights are never read."""
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(path for path in folder.iterdir() if path.suffix in _PICKLED)
+    found = f"only pickled weights ({pickles[0].name}), which can run code when read" if pickles else "no weights"
+    raise BadInput(f"{folder}: {found}; save the model as safetensors with model.save_pretrained('{folder}')")
 
 
 def content_sha256(path: Path) -> str:
