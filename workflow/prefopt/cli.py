@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from prefopt import __version__, parallel, team, warm
 from prefopt.errors import EXIT_DONE, EXIT_TRY_AGAIN, BadInput, FailedCheck, PrefoptError, one_line
+from prefopt.redaction import RedactingFormatter, redacted
 from prefopt.shares import check_divisible, has_divisible_rows
 from prefopt.stages import STAGES, RunOptions, Stage, rankings, versions, votes_file
 
@@ -58,13 +59,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     alone = arguments.verb in STAGES and arguments.spec is not None and parallel.launched() == 1
     if alone and (code := warm.run_in_server(argv)) is not None:
         return code
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    told = logging.StreamHandler(sys.stderr)
+    told.setFormatter(RedactingFormatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[told])
     try:
         arguments.run(arguments)
     except PrefoptError as error:
         if arguments.debug:
             raise
-        print(f"prefopt {arguments.verb}{parallel.label()}: {one_line(error)}", file=sys.stderr)
+        print(redacted(f"prefopt {arguments.verb}{parallel.label()}: {one_line(error)}"), file=sys.stderr)
         return error.exit_code
     except MemoryError:
         print(f"prefopt {arguments.verb}: out of memory; run again with a smaller --micro-batch", file=sys.stderr)

@@ -16,6 +16,7 @@ from prefopt.artifacts import read_json
 from prefopt.errors import BadInput, nearest
 from prefopt.inventory import artifacts, below
 from prefopt.items import with_interval
+from prefopt.redaction import redacted
 
 SHOWN = 12  # artifacts or numbers of one kind before it is said how many more there are
 HEX = re.compile(r"[0-9a-f]{6,64}(\.dir)?")
@@ -50,8 +51,8 @@ class Tracer:
         try:
             return tracking.find_runs(self.results)
         except Exception as error:  # whatever a database driver or an HTTP client raises
-            where = tracking.store_uri(self.results)
-            self.notes.append(f"MLflow at {where} cannot be read: {' '.join(str(error).split())[:200]}")
+            why = f"MLflow at {tracking.store_uri(self.results)} cannot be read: {' '.join(str(error).split())}"
+            self.notes.append(redacted(why)[:300])
             return []
 
     def trace(self, name: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from prefopt.contexts import environment, locked, quiet
 from prefopt.logged_models import is_whole_model, model_folder
+from prefopt.redaction import redacted
 from prefopt.tracked import TAG_LENGTH, Record, cut, flat_params, records
 
 if TYPE_CHECKING:
@@ -56,12 +57,14 @@ def publish(
     to MLFLOW_TRACKING_URI, then to ``<results>/mlflow.db``.
 
     Returns the references ``imported``, ``unchanged`` and ``failed``, ``warnings`` (one line each) and the
-    ``tracking_uri``. A server that cannot be reached is a warning, not an error: results do not depend on it.
+    ``tracking_uri`` without its credentials. A server that cannot be reached is a warning, not an error: results do not
+    depend on it.
     """
     results = results_dir.resolve()
     uri = store_uri(results, tracking_uri)
     wanted = records(results, item_refs)
-    outcome: dict[str, Any] = {"imported": [], "unchanged": [], "failed": [], "warnings": [], "tracking_uri": uri}
+    called = redacted(uri)
+    outcome: dict[str, Any] = {"imported": [], "unchanged": [], "failed": [], "warnings": [], "tracking_uri": called}
     with ExitStack() as stack:
         stack.enter_context(_mlflow())
         stack.enter_context(locked(results / ".mlflow.lock"))
@@ -69,7 +72,7 @@ def publish(
             store = _open(uri, results)
         except Exception as error:  # whatever a database driver or an HTTP client raises
             outcome["failed"] = list(dict.fromkeys(record.ref for record in wanted if record.ref))
-            outcome["warnings"].append(f"MLflow at {uri} cannot be used, nothing was published: {_one_line(error)}")
+            outcome["warnings"].append(f"MLflow at {called} cannot be used, nothing was published: {_one_line(error)}")
             return outcome
         for record in wanted:
             try:
@@ -81,7 +84,7 @@ def publish(
         try:
             _settle(store, wanted)
         except Exception as error:
-            outcome["warnings"].append(f"MLflow at {uri} went away at the end: {_one_line(error)}; publish again")
+            outcome["warnings"].append(f"MLflow at {called} went away at the end: {_one_line(error)}; publish again")
     for answer in ("imported", "unchanged", "failed"):
         outcome[answer] = list(dict.fromkeys(filter(None, outcome[answer])))
     return outcome
@@ -282,7 +285,7 @@ def _chunks(values: list[Any], size: int) -> Iterator[list[Any]]:
 
 
 def _one_line(error: Exception) -> str:
-    return cut(" ".join(str(error).split()) or type(error).__name__, 300)
+    return cut(redacted(" ".join(str(error).split())) or type(error).__name__, 300)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -78,6 +79,17 @@ class ServerJudgeSpec(_PairwiseJudge):
         if parts.username or parts.password or parts.query:
             raise ValueError("an address with a user, password or query may hold a secret; use 'api_key_env'")
         return base_url
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _a_name_and_no_key(cls, api_key_env: str | None) -> str | None:
+        """A key in the place of its variable's name would stand in every spec and manifest; it is not repeated."""
+        if api_key_env is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,63}", api_key_env):
+            raise ValueError(
+                "the name of an environment variable is expected, in capitals such as JUDGE_API_KEY; the key itself "
+                "belongs into that variable"
+            )
+        return api_key_env
 
 
 JudgeSpec = Annotated[LmJudgeSpec | ServerJudgeSpec, Field(discriminator="kind")]
