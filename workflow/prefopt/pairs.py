@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -61,6 +62,13 @@ def split_of(prompt_id: int, splits: SplitSpec, split_seed: int) -> str:
     return "validation" if u < splits.train + splits.judge + splits.validation else "test"
 
 
+def normal_prompt(prompt: Iterable[Mapping[str, str]]) -> int:
+    """A key that prompts share which differ in case, spacing or compatible characters (Unicode NFKC) alone."""
+    return digest63(
+        [[turn["role"], " ".join(unicodedata.normalize("NFKC", turn["content"]).casefold().split())] for turn in prompt]
+    )
+
+
 # --- the table ------------------------------------------------------------------------------------------------------
 
 
@@ -71,13 +79,17 @@ def build_pairs(data: DataSpec, data_root: Path) -> tuple[pd.DataFrame, pd.DataF
     rejected or tie, and the others are counts of them; with votes held out, HELD_OUT_COLUMNS count those.
 
     The split depends on the prompt and ``split_seed`` alone, so that no prompt is in two splits and no other row
-    moves one. Raises BadInput for input that cannot be read, and where a split with a share gets no pair.
+    moves one. Of prompts that differ in case or spacing alone and fall into several splits, only those in the first of
+    train, judge, validation and test are kept. Raises BadInput for input that cannot be read, and where a split with a
+    share gets no pair.
     """
     import pandas as pd
 
     accepted, refused = read_source(data.source, data_root, data.limit)
     for record in accepted:
         record["split"] = split_of(record["prompt_id"], data.splits, data.split_seed)
+    accepted, elsewhere = _each_in_one_split(accepted)
+    refused += elsewhere
     by_raters = isinstance(data.source, WorldSource) and data.source.raters is not None
     voted = VOTE_COLUMNS if isinstance(data.source, VotesSource) or by_raters else ()
     if isinstance(data.source, VotesSource) and data.source.hold_out is not None:
@@ -91,6 +103,24 @@ def build_pairs(data: DataSpec, data_root: Path) -> tuple[pd.DataFrame, pd.DataF
                 "give more prompts, or another share or split_seed"
             )
     return pairs, pd.DataFrame(refused, columns=REFUSED_COLUMNS)
+
+
+def _each_in_one_split(records: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Records whose prompt stands, up to case and spacing, in no earlier split; the others as refusals."""
+    order = list(SplitSpec.model_fields)
+    keys = [normal_prompt(record["prompt"]) for record in records]
+    first: dict[int, int] = {}
+    for key, record in zip(keys, records, strict=True):
+        first[key] = min(first.get(key, len(order)), order.index(record["split"]))
+    kept, refused = [], []
+    for key, record in zip(keys, records, strict=True):
+        if record["split"] == order[first[key]]:
+            kept.append(record)
+        else:
+            detail = f"split {record['split']}, and up to case and spacing in split {order[first[key]]}"
+            where = {name: record[name] for name in ("source", "source_row")}
+            refused.append({**where, "reason": "prompt in another split", "detail": detail})
+    return kept, refused
 
 
 def read_source(

@@ -14,6 +14,7 @@ from prefopt.specs import SamplingSpec
 from prefopt.stages import RunOptions
 from prefopt.stages.common import answerer_of, prompt_origins, prompt_rows, prompt_texts
 from prefopt.stages.judges import judge_of
+from prefopt.stages.leakage import check_unseen, check_unseen_texts
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,8 @@ def generate(build: Build, options: RunOptions) -> None:
 
     spec = build.node.spec
     rows = prompt_rows(build.parent("tokens"), "test", spec["prompts"])
+    check_unseen(build, ["model"], rows["prompt_id"])
+    check_unseen_texts(build, "model", "pairs")
     prompts = prompt_texts(build.parent("pairs"), rows["prompt_id"], "test")
     origins = prompt_origins(build.parent("pairs"), rows["prompt_id"])
     model, tokenizer = answerer_of(build, options)

@@ -17,6 +17,7 @@ from prefopt.specs import SamplingSpec, TrainSpec
 from prefopt.stages import RunOptions
 from prefopt.stages.common import answerer_of, policy_of, prompt_rows, prompt_texts, run_training
 from prefopt.stages.judges import scorer_of
+from prefopt.stages.leakage import check_unseen
 from prefopt.stages.policy import policy_objective, policy_to_train
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ def _sets(build: Build) -> list[_Set]:
     sets = []
     for name, declared in sorted(build.node.spec["evaluate"]["sets"].items()):
         rows = prompt_rows(build.parent(f"set.{name}.tokens"), declared["split"], declared["prompts"])
+        if declared["split"] != "train":
+            check_unseen(build, [role for role in ("model", "tokens") if build.has_parent(role)], rows["prompt_id"])
         texts = prompt_texts(build.parent(f"set.{name}.pairs"), rows["prompt_id"], declared["split"])
         prompts = [{"ids": ids, "text": text} for ids, text in zip(rows["prompt_ids"], texts, strict=True)]
         sets.append(_Set(name, rows["prompt_id"].tolist(), prompts, declared["kl"]))
