@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefopt.artifacts import canonical_json
-from prefopt.errors import BadInput
+from prefopt.errors import BadInput, FailedCheck
 from prefopt.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -61,6 +61,13 @@ def load_checkpoint(folder: Path, run: dict[str, Any], device: str) -> tuple[int
             raise BadInput(f"{path}: this checkpoint is of another run; remove {folder} to start anew")
         return step, state
     return None
+
+
+def check_finite(model: PreTrainedModel, step: int) -> None:
+    """FailedCheck where a step has left weights that are not finite: they are neither kept nor gone on from."""
+    for name, part in model.named_parameters():
+        if part.requires_grad and not bool(part.isfinite().all()):
+            raise FailedCheck(f"step {step}: weights of {name} are not finite after it; lower the learning rate")
 
 
 def trained_state(model: PreTrainedModel) -> dict[str, Tensor]:

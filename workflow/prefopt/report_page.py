@@ -41,6 +41,7 @@ def render_report(data: Mapping[str, Any]) -> str:
         meanings=VERDICT_MEANINGS,
         origin=_origin(artifacts),
         total=cost(artifacts.values()),
+        warnings=[(ref, text) for ref, m in artifacts.items() for text in m["summary"].get("warnings", [])],
         data_sets=_of_stage(artifacts, "pairs", "tokens"),
         reward_models=_of_stage(artifacts, "reward"),
         two_answers=[e for e in _of_stage(artifacts, "judgements") if "position_consistency" in e["summary"]],

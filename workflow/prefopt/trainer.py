@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefopt import parallel
-from prefopt.checkpoints import load_checkpoint, save_checkpoint, take_over, trained_state
+from prefopt.checkpoints import check_finite, load_checkpoint, save_checkpoint, take_over, trained_state
 from prefopt.errors import BadInput, FailedCheck, TryAgain
 from prefopt.layers import layers_run
 from prefopt.lazy import LazyModule
@@ -141,8 +141,8 @@ def train(
     A resumed run ends in the same weights and metrics as one that was not cut off, and ``visits`` change neither.
     As one of several processes (see ``parallel``) it computes its share of every batch, and all end in the same
     weights; ``sharding`` full divides weights, gradients and optimiser state among them in the meantime.
-    Raises TryAgain after SIGTERM (state saved) or when memory runs out, FailedCheck where loss or gradient are not
-    finite (no state saved).
+    Raises TryAgain after SIGTERM (state saved) or when memory runs out, FailedCheck where loss, gradient or weights are
+    not finite (no state saved, so that the last checkpoint is a good one).
     """
     if micro_batch < 1 or objective.size < 1:
         raise BadInput(f"{objective.size} rows to train on, in micro-batches of {micro_batch}; both must be 1 or more")
@@ -183,6 +183,7 @@ def train(
                         )
     if run.divided is not None:
         run.divided.put_back(device)
+    check_finite(model, run.step)
     return TrainResult(run.step, run.metrics, round(run.seconds, 3))
 
 
@@ -275,6 +276,8 @@ class _Run:
 
         The sampler and the schedule are functions of the step, so they have no state.
         """
+        if self.divided is None:  # divided weights are on no process whole
+            check_finite(self.model, self.step)
         state = {
             "model": trained_state(self.model),
             "optimizer": self.optimizer.state_dict(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from prefopt.objectives import Objective
     from prefopt.stages import RunOptions
     from prefopt.trainer import Visits
+
+log = logging.getLogger(__name__)
 
 WEIGHTS = "weights"
 TOKENIZER = "tokenizer"
@@ -77,6 +80,12 @@ def weights_of(artifact: Path) -> Weights:
 
     folder = model_snapshot(source["repo"], source["revision"], code=source["trust_remote_code"])
     return Weights(folder, source["trust_remote_code"])
+
+
+def warn(build: Build, text: str) -> None:
+    """Say it in the log and keep it in the manifest's summary, where the report finds it."""
+    log.warning("%s", text)
+    build.summary.setdefault("warnings", []).append(text)
 
 
 def with_adapter(build: Build, model: PreTrainedModel, seed: int, head: nn.Module | None = None) -> None:

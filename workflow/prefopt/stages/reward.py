@@ -19,6 +19,7 @@ from prefopt.stages.common import (
     save_trained,
     token_rows,
     tokenizer_for,
+    warn,
     weights_of,
     with_adapter,
 )
@@ -73,7 +74,7 @@ def train_reward(build: Build, options: RunOptions) -> None:
         **weights.loading(),
     )
     with_adapter(build, model, heads[0], score_head(model, len(heads))[1])
-    objective = (SharedRewardObjective if shared else RewardObjective)(*_ids(rows))
+    objective = (SharedRewardObjective if shared else RewardObjective)(*_ids(rows), rows["pair_id"].tolist())
     run_training(build, options, model, objective, spec["seeds"]["order"])
     held_out = _accuracy(model, token_rows(build.parent("tokens"), "test"), options.micro_batch)
     accuracy = round(float(np.mean(held_out)), 6)
@@ -81,6 +82,10 @@ def train_reward(build: Build, options: RunOptions) -> None:
     if shared:
         build.summary |= {"kind": spec["kind"], "frozen": spec["frozen"], "held_out_accuracy_of_heads": held_out}
     log.info("trained on %d pairs, held-out accuracy %.3f", len(rows), accuracy)
+    for head, right in enumerate(held_out if shared else [held_out]):
+        if right < 0.5:
+            called = f"head {head}" if shared else "the reward model"
+            warn(build, f"{called} is right on {right:.1%} of the held-out pairs, less than chance")
     save_trained(build, model, tokenizer, "model")
 
 
@@ -163,7 +168,7 @@ def collect_ensemble(build: Build, options: RunOptions) -> None:
     write_json(build.work / "diagnostics.json", kind | {"members": list(members), "held_out": held_out})
     build.summary |= kind | {"members": len(members), "held_out": held_out}
     for warning in held_out.get("warnings", []):
-        log.warning("%s", warning)
+        warn(build, warning)
 
 
 def _true_rewards(build: Build, pair_ids: pd.DataFrame) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from prefopt.artifacts import Build, join_one_to_one, read_json, read_table, write_json, write_table
-from prefopt.errors import BadInput
+from prefopt.errors import BadInput, FailedCheck
 from prefopt.specs import DispersionSpec, SamplingSpec
 from prefopt.stages import RunOptions
 from prefopt.stages.common import (
@@ -42,7 +42,7 @@ def train_sft(build: Build, options: RunOptions) -> None:
     tokenizer = tokenizer_for(build, weights.folder, weights.trusted)
     model = load_causal_lm(weights.folder, device=device_of(build, options), **weights.loading())
     with_adapter(build, model, build.node.spec["seed"])
-    objective = SftObjective(rows["prompt_ids"].tolist(), rows["chosen_ids"].tolist())
+    objective = SftObjective(rows["prompt_ids"].tolist(), rows["chosen_ids"].tolist(), rows["pair_id"].tolist())
     run_training(build, options, model, objective, build.node.spec["seed"])
     save_trained(build, model, tokenizer, "base")
 
@@ -75,6 +75,7 @@ def score_reference(build: Build, options: RunOptions) -> None:
                 model, columns[0], ids, batch_size=options.micro_batch, kept=kept
             )
     table = pd.DataFrame(table)
+    _check_scores(table)
     write_table(build.work / "scores.parquet", table)
     about = {"vocab_size": model.config.vocab_size}
     write_json(build.work / "reference.json", about | ({"tokens": True} if by_token else {}))
@@ -85,6 +86,19 @@ def score_reference(build: Build, options: RunOptions) -> None:
         "reference_accuracy": round(float((table["chosen_logp"] > table["rejected_logp"]).mean()), 6),
     }
     log.info("%d pairs scored, %.3f nats per token", len(table), entropy.mean())
+
+
+def _check_scores(table: pd.DataFrame) -> None:
+    """FailedCheck naming the first pair whose log-probability or entropy is not finite."""
+    columns = [f"{side}_{what}" for side in ("chosen", "rejected") for what in ("logp", "entropy")]
+    finite = np.isfinite(table[columns].to_numpy(float))
+    if not finite.all():
+        row, column = np.argwhere(~finite)[0]
+        value = table[columns[column]].iloc[row]
+        raise FailedCheck(
+            f"pair_id {table['pair_id'].iloc[row]}: {columns[column]} of the reference is {value}; its weights are "
+            "broken, or overflow on this pair"
+        )
 
 
 def sample_reference(build: Build, options: RunOptions) -> None:
