@@ -127,7 +127,7 @@ class Sizes:
             width, inner = spec["hidden"], spec["intermediate"]
             counted = spec["tokenizer"]["vocab_size"] * width + spec["layers"] * (4 * width**2 + 3 * width * inner)
             return Model(self.summary(node).get("parameters", counted), spec["layers"], width)
-        number = self.summary(node).get("parameters") or self._parameters(spec.get("repo") or spec["path"])
+        number = self.summary(node).get("parameters") or self._parameters(spec.get("repo") or node.execution["path"])
         width = (128 * number / 12) ** (1 / 3)  # N = 12 layers width^2, heads of 128 and as many layers as heads
         return Model(number, width / 128, width)
 

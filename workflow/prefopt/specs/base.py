@@ -35,9 +35,7 @@ def item_pattern(pattern: str) -> str:
     """The pattern as given; ValueError where it is none, or leads out of the folder of the declarations."""
     plain = re.fullmatch(r"[\w.*?\[\]!/-]+", pattern, re.ASCII) and not pattern.startswith(("/", "-"))
     if not plain or ".." in pattern.split("/"):
-        raise ValueError(
-            f"a name or pattern such as mallowspo/fig2 or mallowspo/* is expected, found {pattern!r}"
-        )
+        raise ValueError(f"a name or pattern such as mallowspo/fig2 or mallowspo/* is expected, found {pattern!r}")
     return pattern
 
 
