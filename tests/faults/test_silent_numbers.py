@@ -68,10 +68,11 @@ def last_line(capsys) -> str:
 # --- losses, gradients, weights -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("loss", "value", "seen"), [(DPO, math.nan, "nan"), (IPO, 1e30, "inf")], ids=["nan", "inf"])
+@pytest.mark.parametrize("case", [(DPO, math.nan, "nan"), (IPO, 1e30, "inf")], ids=["nan", "inf"])
 def test_a_loss_that_is_not_finite_stops_at_its_step_and_the_next_run_goes_on_to_the_same_weights(
-    project, capsys, caplog, loss, value, seen
+    project, capsys, caplog, case
 ):
+    loss, value, seen = case
     rows, node = train_rows(project), policy_node(project, loss)
     steps = [rows_of_stream(len(rows), 1, step * BATCH, BATCH) for step in range(STEPS)]
     looked_at = set(np.linspace(0, len(rows) - 1, MICRO, dtype=int).tolist())  # before the first step
