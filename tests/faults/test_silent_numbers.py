@@ -18,7 +18,8 @@ from prefopt.cli import main
 from prefopt.errors import EXIT_FAILED_CHECK, FailedCheck
 from prefopt.models import load_causal_lm, load_tokenizer, save_model
 from prefopt.objectives import rows_of_stream
-from prefopt.report import collect_report, render_report
+from prefopt.report import collect_report
+from prefopt.report_page import render_report
 from prefopt.specs import DispersionSpec, TrainSpec
 from prefopt.stages.common import WEIGHTS
 from test_trial import BATCH, DPO, STEPS, TRAIN, Project
