@@ -48,7 +48,9 @@ ROW_PROCESSES = EXECUTION.row_processes or PROCESSES
 TRAINING_GPUS = max(EXECUTION.gpus, PROCESSES) if EXECUTION.gpus else 0
 
 # Jobs find the package beside the rules, also in a conda environment that has only its dependencies.
-shell.prefix(f"export PYTHONPATH={shlex.quote(str(Path(workflow.basedir) / 'workflow'))}; ")
+shell.prefix(
+    f"export PYTHONPATH={shlex.quote(str(Path(workflow.basedir) / 'workflow'))}; "
+)
 
 
 wildcard_constraints:
