@@ -25,39 +25,15 @@ from prefopt.specs import (
     VoteWeightItemSpec,
 )
 from prefopt.specs.base import plain_folder
+from prefopt.yaml_text import parsed_yaml
 
 Spec = TypeVar("Spec", bound=BaseModel)
-
-
-_SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times faster, where it was built in
-
-
-class _Loader(_SafeLoader):
-    """Safe YAML with two repairs: 1e-4 is a number, and a key that stands twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key '{key}' stands twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
-    list("-+0123456789."),
-)
 
 
 @lru_cache(maxsize=16)
 def _parsed(text: str) -> Any:
     """The text's content, once for all items that name the same file; nobody may change it."""
-    return yaml.load(text, Loader=_Loader)
+    return parsed_yaml(text)
 
 
 def load_yaml(path: Path) -> Any:
@@ -66,7 +42,7 @@ def load_yaml(path: Path) -> Any:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise BadInput(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise BadInput(f"{path}: cannot be read ({error})") from None
     try:
         return _parsed(text)
@@ -172,7 +148,10 @@ def item_files(config_dir: Path, patterns: list[str]) -> list[Path]:
     folder = config_dir / "experiments"
     found: dict[Path, None] = {}
     for pattern in patterns:
-        matches = sorted(folder.glob(f"{pattern}.yaml"))
+        try:
+            matches = sorted(folder.glob(f"{pattern}.yaml")) if ".." not in Path(pattern).parts else []
+        except (ValueError, NotImplementedError, OSError):  # no pattern, such as a path from the root
+            matches = []
         if not matches:
             every = [str(p.relative_to(folder).with_suffix("")) for p in sorted(folder.rglob("*.yaml"))]
             raise BadInput(f"no item '{pattern}' below {folder}; {nearest(pattern, every)}")
@@ -239,6 +218,8 @@ def _named(value: Any, file: Path, model: Any) -> Any:
     if not isinstance(value, str):
         return value
     entries = load_yaml(file) or {}
+    if not isinstance(entries, dict):
+        raise BadInput(f"{file}: {type(entries).__name__}, expected names with their declarations")
     if value not in entries:
-        raise BadInput(f"{file}: no entry '{value}'; {nearest(value, entries)}")
+        raise BadInput(f"{file}: no entry '{value}'; {nearest(value, map(str, entries))}")
     return parse(model, entries[value], f"{file}: {value}")

@@ -141,7 +141,7 @@ def load_plan(config_file: Path, overrides: Mapping[str, Any] | None = None) -> 
     """Plan everything that a config file (with overrides) asks for."""
     config = load_config(config_file, overrides)
     plan = Plan(config)
-    plan.papers = sorted(path.name for path in (config_file.parent / "experiments").iterdir() if path.is_dir())
+    plan.papers = sorted(path.name for path in (config_file.parent / "experiments").glob("*") if path.is_dir())
     for path in item_files(config_file.parent, config.items):
         item = load_item(path)
         try:

@@ -63,7 +63,9 @@ class Study:
             name: (hints[name], ... if item.default is item.empty else item.default)
             for name, item in self.parameters().items()
         }
-        model = create_model(self.name, __config__=ConfigDict(extra="forbid", strict=True), **fields)
+        model = create_model(
+            self.name, __config__=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False), **fields
+        )
         return parse(model, dict(params), f"study '{self.name}'").model_dump()
 
     def run(self, params: Mapping[str, Any]) -> StudyResult:
