@@ -6,8 +6,10 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
+
+from prefopt.json_text import parsed_json
 
 Reading = Literal["logprobs", "text", "none"]
 
@@ -33,16 +35,27 @@ class RawAnswer:
 
     @classmethod
     def from_json(cls, line: str) -> RawAnswer:
-        """Inverse of ``to_json``."""
-        return cls(**json.loads(line))
+        """Inverse of ``to_json``; raises ValueError for a line that is no answer."""
+        content = parsed_json(line)
+        names = {field.name for field in fields(cls)}
+        if not isinstance(content, dict) or not {"text"} <= content.keys() <= names:
+            raise ValueError(f"{line[:60]!r} has not the keys of an answer")
+        answer = cls(**content)
+        top = answer.top_logprobs
+        sound = isinstance(answer.text, str) and isinstance(answer.final, bool)
+        sound &= all(type(count) is int and count >= 0 for count in (answer.tokens_in, answer.tokens_out))
+        sound &= top is None or (isinstance(top, dict) and all(isinstance(logp, float | int) for logp in top.values()))
+        if not sound:
+            raise ValueError(f"{line[:60]!r} has values of another kind than an answer's")
+        return answer
 
 
 def preference_of(answer: RawAnswer, labels: Sequence[str]) -> tuple[float, Reading]:
     """Preference for the answer shown second, and what it was read from; (NaN, "none") for no usable answer.
 
-    From log-probabilities: 1 + P(label 2) / (P(label 1) + P(label 2)), where a label that is no candidate has
-    probability 0 and tokens that differ in white space count together. From the text: 1 or 2, where it is one label
-    with nothing but punctuation around it.
+    From log-probabilities: 1 + P(label 2) / (P(label 1) + P(label 2)), where a label that is no candidate, or has no
+    finite log-probability, has probability 0 and tokens that differ in white space count together. From the text: 1 or
+    2, where it is one label with nothing but punctuation around it.
 
     Source: the weighted single-token answer of AlpacaEval 2 (arXiv 2404.04475, section 2).
     """
@@ -56,7 +69,7 @@ def preference_of(answer: RawAnswer, labels: Sequence[str]) -> tuple[float, Read
 
 
 def _label_logp(candidates: Mapping[str, float], label: str) -> float:
-    found = [logp for token, logp in candidates.items() if token.strip() == label and logp > -math.inf]
+    found = [logp for token, logp in candidates.items() if token.strip() == label and math.isfinite(logp)]
     top = max(found, default=-math.inf)
     return top + math.log(sum(math.exp(logp - top) for logp in found)) if found else top
 

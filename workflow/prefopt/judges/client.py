@@ -25,6 +25,7 @@ from tenacity import (
 )
 
 from prefopt.errors import BadInput, PrefoptError, TryAgain
+from prefopt.json_text import parsed_json
 
 log = logging.getLogger(__name__)
 
@@ -161,7 +162,7 @@ class ChatClient:
                 response = await asking.http.post(f"{self.base_url.rstrip('/')}/chat/completions", json=body)
         except TimeoutError:
             raise _Trouble(f"no reply within {self.timeout_seconds:g} s") from None
-        except httpx2.TransportError as error:
+        except (httpx2.TransportError, httpx2.DecodingError) as error:
             raise _Trouble(f"no reply ({type(error).__name__})") from None
         status = response.status_code
         if status in _ASK_LATER or status >= 500:
@@ -175,7 +176,7 @@ class ChatClient:
         if status != 200:
             raise self._refusal(response)
         try:
-            return asking.read(response.json())
+            return asking.read(parsed_json(response.content))
         except (AttributeError, LookupError, TypeError, ValueError, OverflowError):
             raise _Trouble("a reply that is no chat completion") from None
 

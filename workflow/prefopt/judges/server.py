@@ -45,14 +45,20 @@ def raw_answer(reply: Mapping[str, Any]) -> RawAnswer:
     places = (choice.get("logprobs") or {}).get("content") or []
     candidates: dict[str, float] = {}
     for entry in places[0]["top_logprobs"] if places else []:
-        candidates.setdefault(str(entry["token"]), float(entry["logprob"]))  # the likeliest of equal spellings is first
+        # the likeliest of equal spellings is first
+        candidates.setdefault(_unicode(str(entry["token"])), float(entry["logprob"]))
     usage = reply.get("usage") or {}
     return RawAnswer(
-        text=text if isinstance(text, str) else "",
+        text=_unicode(text) if isinstance(text, str) else "",
         top_logprobs=candidates or None,
-        tokens_in=int(usage.get("prompt_tokens") or 0),
-        tokens_out=int(usage.get("completion_tokens") or 0),
+        tokens_in=max(0, int(usage.get("prompt_tokens") or 0)),
+        tokens_out=max(0, int(usage.get("completion_tokens") or 0)),
     )
+
+
+def _unicode(text: str) -> str:
+    """A text that can be kept: a server that cuts characters in two may send half of one."""
+    return text.encode(errors="replace").decode()
 
 
 def _unanswered(said: str) -> RawAnswer:
