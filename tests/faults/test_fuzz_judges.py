@@ -181,7 +181,7 @@ def test_a_folder_in_place_of_a_cache(tmp_path):
 @pytest.mark.parametrize(
     "line",
     [
-        "{", "[]", "7", '{"text": "M"}', ANSWER.to_json().replace("100", "-1"), ANSWER.to_json().replace("100", '"1"'),
+        "{", "[]", "7", '{"texts": "M"}', ANSWER.to_json().replace("100", "-1"), ANSWER.to_json().replace("100", '"1"'),
         ANSWER.to_json().replace('"M": -0.5', '"M": "low"'), ANSWER.to_json().replace("{", '{"text": "m", ', 1),
     ],
 )  # fmt: skip
