@@ -14,6 +14,7 @@ import prefopt
 PACKAGE = Path(prefopt.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 FILE_READERS = {"artifacts", "config", "sources", "containers", "pairs", "models", "checkpoints", "tracking", "report"}
+FILE_READERS |= {"storage"}
 
 
 def name_of(path: Path) -> str:

@@ -9,29 +9,32 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import logging
 import os
 import platform
 import resource
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from prefopt import team
 from prefopt.contexts import locked
-from prefopt.errors import BadInput
+from prefopt.errors import AlreadyMade, BadInput, FailedCheck
+from prefopt.storage import flush_tree, swap_in, write_whole
 
 MANIFEST = "manifest.json"
 SCRATCH = ".scratch"
 BUILDING = ".building"  # locked in the scratch folder for as long as a process builds there
+_log = logging.getLogger(__name__)
 _NOT_CONTENT = frozenset({MANIFEST, ".snakemake_timestamp"})  # the second is what Snakemake leaves in folders
 _MANY = {"pair_id": "pairs", "prompt_id": "prompts"}
 _RECORDED_PACKAGES = (
@@ -79,23 +82,20 @@ def outputs_digest(folder: Path) -> str:
     return hashlib.sha256(canonical_json(read_json(folder / MANIFEST)["outputs"]).encode()).hexdigest()
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that it appears whole or not at all."""
+def write_text(path: Path, text: str, *, flush: bool = False) -> None:
+    """Write a file so that it appears whole or not at all; ``flush``: and stays after a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    write_whole(path, text, flush=flush)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON atomically; NaN and infinity are refused, since they are no JSON."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+def json_text(value: Any) -> str:
+    """Indented JSON as files have it; NaN and infinity are refused, since they are no JSON."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_json(path: Path, value: Any, *, flush: bool = False) -> None:
+    """Write ``json_text`` as ``write_text`` does."""
+    write_text(path, json_text(value), flush=flush)
 
 
 def read_json(path: Path) -> Any:
@@ -307,38 +307,83 @@ def _manifest(build: Build, started: float, cpu_started: float) -> dict[str, Any
 def building(node: Node, results: Path, out: Path | None = None) -> Iterator[Build]:
     """Build one artifact: write into ``build.work``; on success it becomes ``results/<stage>/<id>`` in one rename.
 
-    On any failure nothing stands under the final name; ``build.scratch`` (checkpoints) stays for the next attempt and
-    is removed after success. Raises BadInput where a parent has no manifest.
+    Everything is on disk before the rename, so a power cut leaves all of it or nothing. On any failure nothing new
+    stands under the final name; ``build.scratch`` (checkpoints) stays for the next attempt, until one succeeds.
+    One process builds an artifact at a time: another waits, and raises AlreadyMade where there is nothing left to do.
+    Raises BadInput where a parent has no manifest, FailedCheck where a parent is damaged.
     """
     out = (out or results / node.ref).resolve()
-    for ref in node.parents.values():
-        if not (results / ref / MANIFEST).is_file():
-            target = results / ref / MANIFEST
-            raise BadInput(f"{target}: not there, and {node.ref} is made from it; make it first: snakemake {target}")
+    _check_parents(node, results)
     scratch = results / SCRATCH / node.ref
-    work = scratch / "out"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    started, cpu_started = time.monotonic(), time.process_time()
-    build = Build(node=node, results=results, out=out, work=work, scratch=scratch)
-    with locked(scratch / BUILDING, shared=True):
+    work, aside = scratch / "out", scratch / "replaced"
+    before, waited = _stamp(out), []
+    with locked(scratch / BUILDING, on_wait=partial(_tell_wait, node, waited)):
+        if waited and _stamp(out) not in (None, before):
+            _let_go(scratch)
+            raise AlreadyMade(f"{out}: {waited[0]} has made it meanwhile")
+        for leftover in (work, aside):
+            shutil.rmtree(leftover, ignore_errors=True)
+        work.mkdir(parents=True)
+        started, cpu_started = time.monotonic(), time.process_time()
+        build = Build(node=node, results=results, out=out, work=work, scratch=scratch)
         try:
             yield build
+            write_json(work / MANIFEST, _manifest(build, started, cpu_started))
+            flush_tree(work)
+            swap_in(work, out, aside)
         except BaseException:
             shutil.rmtree(work, ignore_errors=True)
-            _remove_if_empty(scratch)
+            _let_go(scratch)
             raise
-        write_json(work / MANIFEST, _manifest(build, started, cpu_started))
-        if out.exists():
-            shutil.rmtree(out)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        os.rename(work, out)
-        shutil.rmtree(scratch, ignore_errors=True)
+        for path in scratch.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != BUILDING:
+                path.unlink()
+        _let_go(scratch)
 
 
-def _remove_if_empty(folder: Path) -> None:
-    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {BUILDING}:
-        shutil.rmtree(folder, ignore_errors=True)
+def _check_parents(node: Node, results: Path) -> None:
+    for ref in sorted(set(node.parents.values())):
+        target = results / ref / MANIFEST
+        if not target.is_file():
+            raise BadInput(f"{target}: not there, and {node.ref} is made from it; make it first: snakemake {target}")
+        for name, recorded in read_json(target)["outputs"].items():
+            path = results / ref / name
+            size = path.stat().st_size if path.is_file() else 0
+            if size != recorded["bytes"]:
+                raise FailedCheck(
+                    f"{path}: {size} bytes, and its manifest says {recorded['bytes']}; `python -m prefopt verify "
+                    "--remake` removes what is damaged and what was made from it, then run again"
+                )
+
+
+def _stamp(artifact: Path) -> tuple[int, int] | None:
+    """What changes when an artifact is made anew; None where there is none."""
+    try:
+        found = (artifact / MANIFEST).stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _tell_wait(node: Node, waited: list[str], holder: str) -> None:
+    """Say it once; TryAgain where this process is asked to end meanwhile."""
+    team.check()
+    if not waited:
+        waited.append(holder)
+        _log.info("%s: %s builds it; waiting", node.ref, holder)
+
+
+def _let_go(scratch: Path) -> None:
+    """Remove the lock that this process holds, and the folder where nothing else is in it.
+
+    The lock goes last: as long as it is there, no other process takes the folder for its own.
+    """
+    if {path.name for path in scratch.iterdir()} <= {BUILDING}:
+        (scratch / BUILDING).unlink(missing_ok=True)
+        with suppress(OSError):  # another process has begun there since
+            scratch.rmdir()
 
 
 def _is_json(path: Path) -> bool:

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefopt import __version__, parallel, team, warm
-from prefopt.errors import EXIT_DONE, EXIT_TRY_AGAIN, BadInput, FailedCheck, PrefoptError, one_line
+from prefopt.errors import EXIT_DONE, AlreadyMade, BadInput, FailedCheck, PrefoptError, one_line
 from prefopt.redaction import RedactingFormatter, redacted
 from prefopt.shares import check_divisible, has_divisible_rows
 from prefopt.stages import STAGES, RunOptions, Stage, rankings, versions, votes_file
+from prefopt.storage import told
 
 if TYPE_CHECKING:
     from prefopt.artifacts import Node
@@ -64,15 +65,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, handlers=[told])
     try:
         arguments.run(arguments)
-    except PrefoptError as error:
-        if arguments.debug:
+    except Exception as error:
+        failure = error if isinstance(error, PrefoptError) else told(error, _subject(arguments))
+        if failure is None or arguments.debug:
             raise
-        print(redacted(f"prefopt {arguments.verb}{parallel.label()}: {one_line(error)}"), file=sys.stderr)
-        return error.exit_code
-    except MemoryError:
-        print(f"prefopt {arguments.verb}: out of memory; run again with a smaller --micro-batch", file=sys.stderr)
-        return EXIT_TRY_AGAIN
+        print(redacted(f"prefopt {arguments.verb}{parallel.label()}: {one_line(failure)}"), file=sys.stderr)
+        return failure.exit_code
     return EXIT_DONE
+
+
+def _subject(arguments: argparse.Namespace) -> object:
+    """What a command works on, for failures that name no file: its spec, else the folder that it was started in."""
+    spec = getattr(arguments, "spec", None)
+    return (spec[0] if isinstance(spec, list) else spec) or Path.cwd()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -235,10 +240,14 @@ def _make(arguments: argparse.Namespace, spec: Path) -> None:
     options = RunOptions(**{name: getattr(arguments, name) for name in stage.options})
     build = partial(_build, stage, node, results_of(spec), options)
     check_divisible(node, options.processes)
-    if has_divisible_rows(node):
-        team.run(options.processes, build)
-    else:
-        build()
+    try:
+        if has_divisible_rows(node):
+            team.run(options.processes, build)
+        else:
+            build()
+    except AlreadyMade as made:
+        log.info("%s: %s", stage.verb, made)
+        return
     log.info("%s: done, see %s", stage.verb, results_of(spec) / node.ref)
 
 

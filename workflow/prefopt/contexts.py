@@ -5,9 +5,14 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_HOLDER = 200  # bytes of a lock file that say who holds it
+_LOOK_SECONDS = 0.1
 
 
 @contextmanager
@@ -37,15 +42,48 @@ def quiet(*names: str) -> Iterator[None]:
 
 
 @contextmanager
-def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
-    """Hold a lock of the operating system, which ends with the process; waits where another one has it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+def locked(path: Path, *, on_wait: Callable[[str], None] = lambda holder: None) -> Iterator[int]:
+    """Hold a lock of the operating system and give its file descriptor; waits where another process has it.
+
+    The lock ends with the last process that has it open, however that one ended. ``on_wait`` is called now and again
+    while waiting, with what the holder wrote about itself. The file may be removed by whoever holds it: a lock on a
+    removed file counts for nothing, so it is taken anew.
+    """
+    while True:
+        handle = _opened(path)
+        try:
+            while not _taken(handle):
+                on_wait(os.pread(handle, _HOLDER, 0).decode(errors="replace") or "another process")
+                time.sleep(_LOOK_SECONDS)
+            if _is_at(handle, path):
+                os.ftruncate(handle, 0)
+                os.pwrite(handle, f"process {os.getpid()} of {platform.node()}".encode(), 0)
+                yield handle
+                return
+        finally:
+            os.close(handle)
+
+
+def _taken(handle: int) -> bool:
     try:
-        fcntl.flock(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _opened(path: Path) -> int:
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # the folder went between these two lines
+            return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def is_locked(path: Path) -> bool:
@@ -55,10 +93,6 @@ def is_locked(path: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    else:
-        return False
+        return not _taken(handle)
     finally:
         os.close(handle)

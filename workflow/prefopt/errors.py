@@ -36,6 +36,12 @@ class TryAgain(PrefoptError):
     exit_code = EXIT_TRY_AGAIN
 
 
+class AlreadyMade(PrefoptError):
+    """Nothing left to do: another process has made the artifact that this one waited for."""
+
+    exit_code = EXIT_DONE
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The tail of a message about an unknown name: the closest known one, or all of them."""
     names = sorted(known)

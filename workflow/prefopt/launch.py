@@ -1,4 +1,4 @@
-"""One run at a time in a checkout: Snakemake beside a warm server, under a lock that cannot be left behind."""
+"""One run at a time in a checkout and a results folder: Snakemake beside a warm server, under locks that end."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from prefopt.contexts import locked
 from prefopt.errors import BadInput
 from prefopt.warm import run_beside_server
 
 STATE = Path(".snakemake")
+RUN_LOCK = ".run.lock"
 
 
 @contextmanager
@@ -41,6 +43,26 @@ def only_run() -> Iterator[int]:
         yield lock.fileno()
 
 
+@contextmanager
+def only_run_of(results: Path) -> Iterator[int]:
+    """Hold a results folder for one run and give the lock's file descriptor; waits for the run of another checkout.
+
+    Snakemake plans once and removes the outputs of every job that it starts, so what another run has made since then
+    would go, with that run's jobs reading it.
+    """
+
+    said: list[str] = []
+
+    def tell(holder: str) -> None:
+        if not said:
+            said.append(f"prefopt launch: a run of {holder} works in {results}; waiting for its end")
+            print(said[0], file=sys.stderr, flush=True)
+
+    with locked(results / RUN_LOCK, on_wait=tell) as lock:
+        yield lock
+        (results / RUN_LOCK).unlink(missing_ok=True)
+
+
 def failures(logs: Path, since: float) -> Iterator[str]:
     """``log: line`` of every log written since then that ends in a failure: our own last line, or simply the last.
 
@@ -58,12 +80,12 @@ def failures(logs: Path, since: float) -> Iterator[str]:
 def launch(command: Sequence[str], logs: Path) -> int:
     """Run a workflow command, its jobs forked from a warm server; the command's exit code.
 
-    The command holds the lock too: a Snakemake that outlives this process still keeps others out. Where it fails, the
-    last line of every failed job's log is shown, since that line says what to do.
+    The command holds the locks too: a Snakemake that outlives this process still keeps others out. Where it fails, the
+    last line of every failed job's log is shown, since that line says what to do. ``logs`` lies in the results folder.
     """
-    with only_run() as lock:
+    with only_run() as checkout, only_run_of(logs.parent) as results:
         started = time.time()
-        code = run_beside_server(command, inherited=[lock])
+        code = run_beside_server(command, inherited=[checkout, results])
     if code:
         for failure in failures(logs, started):
             print(failure, file=sys.stderr)

@@ -12,13 +12,13 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefopt import team
-from prefopt.errors import BadInput, FailedCheck, PrefoptError
+from prefopt.errors import AlreadyMade, BadInput, FailedCheck, PrefoptError
 from prefopt.lazy import LazyModule
 from prefopt.shares import gpu_of
 
@@ -151,11 +151,21 @@ def building_together(node: Node, results: Path) -> Iterator[Build]:
     """``artifacts.building`` in the first process; what the others write goes to a folder that is thrown away."""
     from prefopt.artifacts import SCRATCH, Build, building
 
-    if is_main() and team.is_first():
-        with building(node, results) as build:
+    with ExitStack() as stack:
+        made: AlreadyMade | None = None
+        build: Build | None = None
+        if is_main() and team.is_first():
+            try:
+                build = stack.enter_context(building(node, results))
+            except AlreadyMade as error:
+                made = error
+        if any_of(made is not None):
+            raise together(made or AlreadyMade(node.ref))
+        team.barrier()  # until the first one has the artifact's lock
+        if build is not None:
             yield build
             team.barrier()  # nobody reads from the scratch folder any more
-        return
+            return
     with tempfile.TemporaryDirectory(prefix="prefopt-") as folder:
         scratch = results / SCRATCH / node.ref
         yield Build(node=node, results=results, out=results / node.ref, work=Path(folder), scratch=scratch)

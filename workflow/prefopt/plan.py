@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prefopt.artifacts import Node, write_json
+from prefopt.artifacts import Node, json_text, write_text
 from prefopt.config import AnyItem, item_files, load_config, load_item
 from prefopt.errors import BadInput, nearest
 from prefopt.plan_annotators import plan_disagreement, plan_vote_weight
@@ -132,9 +131,9 @@ class Plan:
             (results / folder).mkdir(parents=True, exist_ok=True)
         for node in self.nodes.values():
             path = results / "specs" / f"{node.ref}.json"
-            content = node.to_json()
-            if not path.is_file() or json.loads(path.read_text(encoding="utf-8")) != content:
-                write_json(path, content)
+            text = json_text(node.to_json())
+            if not path.is_file() or path.read_text(encoding="utf-8", errors="replace") != text:
+                write_text(path, text)
 
 
 def load_plan(config_file: Path, overrides: Mapping[str, Any] | None = None) -> Plan:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,8 @@ def content_sha256(path: Path) -> str:
     if remembered.get(key, {}).get("stamp") == stamp:
         return remembered[key]["sha256"]
     digest = file_sha256(path)
-    write_text(_DIGEST_CACHE, json.dumps({**_read_cache(), key: {"stamp": stamp, "sha256": digest}}))
+    with suppress(OSError):  # remembered or not, the digest is the same
+        write_text(_DIGEST_CACHE, json.dumps({**_read_cache(), key: {"stamp": stamp, "sha256": digest}}))
     return digest
 
 

@@ -21,13 +21,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NoReturn
 
-from prefopt.errors import BadInput, FailedCheck, PrefoptError, TryAgain
+from prefopt.errors import AlreadyMade, BadInput, FailedCheck, PrefoptError, TryAgain
+from prefopt.storage import told
 
 Pair = tuple[socket.socket, socket.socket]
 """The watcher's end and the worker's."""
 
 _PATIENCE = 60.0  # seconds that the others get to write what they have, after one has failed
-_KINDS = {kind.__name__: kind for kind in (BadInput, FailedCheck, TryAgain)}
+_KINDS = {kind.__name__: kind for kind in (AlreadyMade, BadInput, FailedCheck, TryAgain)}
 
 
 @dataclass
@@ -146,11 +147,13 @@ def _told(work: Callable[[], None]) -> int:
         work()
     except PrefoptError as error:
         said = {"kind": type(error).__name__, "text": str(error)}
-    except MemoryError:
-        said = {"kind": "TryAgain", "text": "out of memory; run again with a smaller --micro-batch or fewer processes"}
     except BaseException as error:
-        traceback.print_exc()
-        said = {"kind": "FailedCheck", "text": f"{type(error).__name__}: {error} (process {rank()}, traceback above)"}
+        if (known := told(error, f"process {rank()} of {size()}")) is not None:
+            said = {"kind": type(known).__name__, "text": str(known)}
+        else:
+            traceback.print_exc()
+            text = f"{type(error).__name__}: {error} (process {rank()}, traceback above)"
+            said = {"kind": "FailedCheck", "text": text}
     else:
         return 0
     with suppress(OSError):

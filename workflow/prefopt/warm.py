@@ -13,13 +13,13 @@ import gc
 import importlib
 import json
 import os
+import secrets
 import select
-import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -66,11 +66,10 @@ def run_beside_server(command: Sequence[str], inherited: Sequence[int] = ()) -> 
     """
     if not supported():
         return _wait(subprocess.Popen(command, pass_fds=inherited))
-    folder = tempfile.mkdtemp(prefix="prefopt-")  # readable by this user only
-    address = os.path.join(folder, "warm")
+    address = f"prefopt-{secrets.token_hex(16)}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(address)
+    listener.bind(_abstract(address))
     listener.listen(64)  # jobs that come while the server imports wait, which costs less than importing themselves
     lifeline, held = os.pipe()  # its end of file tells the server that this process is gone, however it went
     ends = (listener.fileno(), lifeline)
@@ -84,7 +83,11 @@ def run_beside_server(command: Sequence[str], inherited: Sequence[int] = ()) -> 
     finally:
         os.close(held)
         server.wait()
-        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _abstract(name: str) -> str:
+    """Address of a Unix socket that no file stands for: it goes with the server, however that ends."""
+    return f"\0{name}"
 
 
 def _wait(command: subprocess.Popen[bytes]) -> int:
@@ -114,7 +117,7 @@ def run_in_server(argv: Sequence[str]) -> int | None:
         return None
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        connection.connect(address)
+        connection.connect(_abstract(address))
     except OSError:
         return None
     environment = {key: value for key, value in os.environ.items() if key != SOCKET_VARIABLE}
@@ -155,6 +158,9 @@ def serve(listener: socket.socket, lifeline: int) -> None:
             _load()
             loaded = True
         connection, _ = listener.accept()
+        if not _is_own(connection):
+            connection.close()
+            continue
         if os.fork() == 0:
             listener.close()
             os._exit(_in_fork(partial(_handle, connection)))
@@ -164,6 +170,14 @@ def serve(listener: socket.socket, lifeline: int) -> None:
     listener.close()
     while _ended():
         pass
+
+
+def _is_own(connection: socket.socket) -> bool:
+    """Whether this user is at the other end, by the kernel's word: an abstract address is open to everyone."""
+    form = "3i"  # process, user, group
+    peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize(form))
+    _, user, _ = struct.unpack(form, peer)
+    return user == os.getuid()
 
 
 def _load() -> None:

@@ -9,16 +9,22 @@ from prefopt.config import check_place
 from prefopt.errors import PrefoptError, one_line
 from prefopt.plan import load_plan
 from prefopt.shares import row_processes
+from prefopt.storage import told
 
 try:
     check_place(Path.cwd(), Path(workflow.basedir))
     PLAN = load_plan(Path("config/config.yaml"), config)
     RESULTS = PLAN.config.results
     PLAN.write_specs(Path(RESULTS))
-except PrefoptError as error:
-    print(f"prefopt plan: {one_line(error)}", file=sys.stderr, flush=True)
+except Exception as error:
+    failure = (
+        error if isinstance(error, PrefoptError) else told(error, config["results"])
+    )
+    if failure is None:
+        raise
+    print(f"prefopt plan: {one_line(failure)}", file=sys.stderr, flush=True)
     os._exit(
-        error.exit_code
+        failure.exit_code
     )  # Snakemake would bury the one line under its own traceback
 
 EXECUTION = PLAN.config.execution

@@ -1,0 +1,5 @@
+"""What the fork server of ``killing`` imports before it forks: all that a warm server of the product imports."""
+
+from prefopt import warm
+
+warm._load()
