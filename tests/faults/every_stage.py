@@ -35,7 +35,7 @@ def dialogues() -> dict:
     """Pairs, base, tokens, sft, reference, dispersion, reward, policy, prompts, generations, judgements, metrics."""
     evaluate = item()["evaluate"] | {"prompts": None, "prompt_set": {"kind": "file", "path": "asked.json"}}
     arms = {"mallows_theta": item()["arms"]["mallows_theta"]}
-    return item(arms=arms, rewards={}, samples=None, policy=TRAIN | {"steps": 12}, evaluate=evaluate)
+    return item(arms=arms, rewards={}, samples=None, policy=TRAIN, evaluate=evaluate)
 
 
 def grid() -> dict:
@@ -50,13 +50,30 @@ def grid() -> dict:
         "conditions": {"one": {"data": WORLD, "relabel": {"oracle": oracle}}},
         "rewards": {"two": {"members": 2, "train": TRAIN}},
         "samples": SAMPLING,
-        "policy": TRAIN,
+        "policy": TRAIN | {"steps": 12},
         "arms": {"capo": {"loss": {"name": "capo", "beta": 0.1}, "rewards": "two", "win_rate_samples": 2}},
         "evaluate": {
             "sets": {"test": {"data": WORLD, "prompts": 8}},
             "sampling": SAMPLING,
             "judge": {"classifier": POLARITY},
         },
+    }
+
+
+def rounds() -> dict:
+    """Sampled_pairs, extrapolated, responsibilities, mixtures."""
+    accelerated = {"kind": "accelerated", "count": 1, "responses": {"labels": "truth", "prompts": 16}}
+    arms = {
+        "accelerated": {"loss": {"name": "dpo", "beta": 0.1}, "rounds": accelerated},
+        "em": {"loss": {"name": "em_dpo", "beta": 0.5}, "rounds": {"kind": "em", "count": 1}},
+    }
+    raters = {"length_preferences": [12.0, -12.0], "annotators": 6, "votes": 3, "noise": 0.2}
+    return grid() | {
+        "item": head("rounds", scale="demo"),
+        "conditions": {"one": {"data": WORLD | {"source": WORLD["source"] | {"raters": raters}}}},
+        "rewards": {"truth": {"oracle": True}},
+        "arms": arms,
+        "evaluate": grid()["evaluate"] | {"judge": "oracle"},
     }
 
 
@@ -116,7 +133,7 @@ def declare(folder: Path, *names: str, results: str = "results") -> Path:
     (folder / "asked.json").write_text(json.dumps(asked()))
     experiments = folder / "config" / "experiments" / "own"
     experiments.mkdir(parents=True, exist_ok=True)
-    for content in (dialogues(), grid(), humans(), weight(), exact()):
+    for content in (dialogues(), grid(), rounds(), humans(), weight(), exact()):
         name = content["item"]["name"]
         if not names or name in names:
             (experiments / f"{name}.yaml").write_text(yaml.safe_dump(content, sort_keys=False))

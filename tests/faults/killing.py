@@ -117,7 +117,7 @@ def _limit_memory(extra: int, step: int) -> None:
 
 @dataclass
 class Everything:
-    """The project with an artifact of every stage; ``undisturbed`` holds what an unhurt run gave."""
+    """The project with an artifact of every stage and what those are made from; ``undisturbed``: of an unhurt run."""
 
     folder: Path
     nodes: dict[str, Node]
@@ -254,5 +254,6 @@ def _planned(folder: Path, patch: pytest.MonkeyPatch) -> Everything:
     declare(folder)
     plan = planned(folder, patch)
     plan.write_specs(folder / "results")
-    nodes = {node.ref: node for node in plan.reachable(plan.items.values())}
+    first = {node.stage.split("/")[0]: node for node in reversed(plan.reachable(plan.items.values()))}
+    nodes = {node.ref: node for node in plan.reachable(first.values())}
     return Everything(folder, nodes, folder / "results")
