@@ -351,7 +351,7 @@ def _check_parents(node: Node, results: Path) -> None:
         for name, recorded in read_json(target)["outputs"].items():
             path = results / ref / name
             size = path.stat().st_size if path.is_file() else 0
-            if size != recorded["bytes"]:
+            if size != recorded.get("bytes", size):
                 raise FailedCheck(
                     f"{path}: {size} bytes, and its manifest says {recorded['bytes']}; `python -m prefopt verify "
                     "--remake` removes what is damaged and what was made from it, then run again"
