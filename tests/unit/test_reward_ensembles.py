@@ -48,9 +48,9 @@ def test_a_declared_ensemble_is_of_independent_members_and_says_nothing_of_kinds
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"frozen": True, "members": 2}, "frozen is about the body"),
+        ({"frozen": True, "members": 2}, "frozen is about another kind of reward model; set .kind: shared_backbone"),
         ({"kind": "shared_backbone"}, "at least two heads"),
-        ({"kind": "shared_backbone", "members": 2, "subset": 0.5}, "see the same pairs; remove 'subset'"),
+        ({"kind": "shared_backbone", "members": 2, "subset": 0.5}, "sees one set of pairs; remove 'subset'"),
         ({"kind": "shared_backbone", "members": 2, "longer_wins": [0.2, 0.8]}, "remove 'longer_wins'"),
     ],
 )
@@ -255,7 +255,7 @@ def test_members_of_one_ensemble_are_scored_together_and_no_others(project):
 def test_a_judge_is_no_head_among_others(project, monkeypatch):
     judge = {"kind": "shared_backbone", "members": 2, "split": "judge", "train": TRAIN}
     monkeypatch.setitem(ITEM, "evaluate", {"judge": judge})
-    with pytest.raises(BadInput, match="can be used one by one, and 'shared_backbone' is one model with 2 heads"):
+    with pytest.raises(BadInput, match="can be used one by one, and 'shared_backbone' is one model with heads"):
         planned(project, ENSEMBLES)
 
 

@@ -22,14 +22,16 @@ from prefopt.bulk import score_responses
 from prefopt.calibration import expected_win_rates
 from prefopt.errors import BadInput
 from prefopt.losses import LOSSES
-from prefopt.models import load_causal_lm, load_tokenizer
+from prefopt.models import load_causal_lm, load_reward_model, load_tokenizer
 from prefopt.outer.annotator_types import expectation, min_max_regret
 from prefopt.outer.choice import chosen_and_rejected, fronts
+from prefopt.outer.general_preference import scores
 from prefopt.outer.rounds import advantage_policy, advantage_regression, extrapolated
 from prefopt.outer.weights import extrapolate
 from prefopt.pairs import build_pairs
 from prefopt.plan import load_plan
 from prefopt.procedures import PROCEDURES
+from prefopt.scoring import reward_scores
 from prefopt.specs import DataSpec, SamplingSpec
 from prefopt.stages import RunOptions
 from prefopt.tokens import response_texts
@@ -61,6 +63,19 @@ ARMS = {
         "loss": {"name": "apa", "beta": 2.0},
         "rounds": {"kind": "online", "count": 2, "responses": {**FRESH, "per_prompt": 4, "choose": "random"}},
     },
+    "gpo": {
+        "loss": {"name": "gpo", "beta": 0.5},
+        "rounds": {
+            "kind": "online",
+            "count": 1,
+            "responses": {"labels": "general", "per_prompt": 3, "choose": "random", "prompts": 20},
+        },
+    },
+    "dprm": {
+        "loss": {"name": "mallows_theta", "beta": 0.1},
+        "dispersion": {"estimator": "rating_spread", "ratings": "rated"},
+        "conditions": ["raters"],
+    },
     "em": {"loss": {"name": "em_dpo", "beta": 0.5}, "rounds": {"kind": "em", "count": 2}, "conditions": ["raters"]},
 }
 RATERS = {"length_preferences": [12.0, -12.0], "annotators": 10, "votes": 3, "noise": 0.2}
@@ -79,7 +94,12 @@ def declare(**changes):
             "one": {"data": {**WORLD, "source": {**WORLD["source"], "seed": 1}}},
             "raters": {"data": {**WORLD, "source": {**WORLD["source"], "raters": RATERS}}},
         },
-        "rewards": {"two": {"members": 2, "train": TRAIN}, "truth": {"oracle": True}},
+        "rewards": {
+            "two": {"members": 2, "train": TRAIN},
+            "truth": {"oracle": True},
+            "general": {"kind": "general_preference", "dimension": 2, "train": TRAIN},
+            "rated": {"kind": "distributional", "train": TRAIN},
+        },
         "samples": {"max_new_tokens": 20, "batch_size": 200},
         "policy": TRAIN,
         "arms": arms,
@@ -538,3 +558,51 @@ def test_fronts_pair_no_worse_mean_above_a_better_one_and_survive_calibration():
         calibrated = np.stack([expected_win_rates(rewards[:, [m]]) for m in range(3)], axis=1)
         assert [side.tolist() for side in fronts(calibrated)] == [side.tolist() for side in fronts(rewards)]
     assert chosen_and_rejected([[1.0, 2.0], [2.0, 1.0]], "pareto", rng) is None
+
+
+# --- reward models of several outputs ---------------------------------------------------------------------------------
+
+
+def test_scores_over_the_policys_other_samples_are_what_gpo_regresses_on(made):
+    plan, results = made
+    pairs = parent(plan, trial_of(plan, "gpo"), "round1", "advantages")
+    assert pairs.spec["kind"] == "general_preference"
+    drawn = read_table(results / parent(plan, pairs, "samples").ref / "samples.parquet")
+    model = load_reward_model(results / parent(plan, pairs, "reward0").ref / "weights", members=2, device="cpu")
+    table = read_table(results / pairs.ref / "pairs.parquet", split="train").iloc[0]
+    own = drawn[drawn["prompt_id"] == table["prompt_id"]]
+    columns = ([ids.tolist() for ids in own[name]] for name in ("prompt_ids", "response_ids"))
+    with torch.no_grad():
+        vectors = reward_scores(model, *columns).double().numpy()
+    over = [sum(scores(vectors)[i, j] for j in range(3) if j != i) / 2 for i in range(3)]
+    tokenizer = load_tokenizer(results / parent(plan, pairs, "tokens").ref / "tokenizer")
+    by_text = dict(zip(response_texts(tokenizer, own["response_ids"].tolist()), over, strict=True))
+    found = read_table(results / pairs.ref / "advantages.parquet").set_index("pair_id").loc[table["pair_id"]]
+    for side in ("chosen", "rejected"):
+        assert found[f"{side}_advantage"] == pytest.approx(by_text[table[side]], rel=1e-4, abs=1e-6)
+
+
+def test_the_spread_of_predicted_ratings_is_dispersion(made):
+    plan, results = made
+    dispersion = parent(plan, trial_of(plan, "dprm"), "dispersion")
+    assert "ratings" not in dispersion.spec
+    ratings = parent(plan, dispersion, "ratings")
+    assert parent(plan, ratings, "reward").spec["prior_votes"] == 1.0
+    assert parent(plan, ratings, "reward", "pairs").stage == "pairs"
+    spreads = read_table(results / ratings.ref / "scores.parquet").set_index("pair_id")
+    table = read_table(results / dispersion.ref / "dispersion.parquet").set_index("pair_id")
+    mean = (spreads["chosen_spread"] + spreads["rejected_spread"]).loc[table.index] / 2
+    np.testing.assert_allclose(table["normalised_entropy"], mean)
+    train = (table["split"] == "train").to_numpy()
+    expected = -np.log(mean) / np.mean(-np.log(mean[train]))
+    np.testing.assert_allclose(table["dispersion_weight"], expected, rtol=1e-9)
+
+
+def test_a_spread_needs_a_model_of_ratings(tmp_path):
+    for ratings, message in (("two", "of kind distributional"), (None, "of kind distributional")):
+        arm = {**ARMS["dprm"], "dispersion": {"estimator": "rating_spread", "ratings": ratings}}
+        with pytest.raises(BadInput, match=message):
+            planned(tmp_path, arms={"dprm": arm})
+    arm = {**ARMS["dprm"], "dispersion": {"ratings": "rated"}}
+    with pytest.raises(BadInput, match="'ratings' is about the estimator"):
+        planned(tmp_path, arms={"dprm": arm})

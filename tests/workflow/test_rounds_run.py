@@ -19,6 +19,14 @@ RESPONSES = {"labels": "three", "per_prompt": 3, "choose": "pareto"}
 ARMS = {
     "dpo": {"loss": DPO},
     "accelerated": {"loss": DPO, "rounds": {"kind": "accelerated", "count": 2, "responses": RESPONSES}},
+    "gpo": {
+        "loss": {"name": "gpo", "beta": 0.5},
+        "rounds": {"kind": "online", "count": 1, "responses": {"labels": "general"}},
+    },
+    "dprm": {
+        "loss": {"name": "mallows_theta", "beta": 0.1},
+        "dispersion": {"estimator": "rating_spread", "ratings": "rated"},
+    },
     "apa": {
         "loss": {"name": "apa_tokens", "beta": 0.5},
         "rounds": {"kind": "online", "count": 1, "responses": RESPONSES},
@@ -32,6 +40,8 @@ EM = {"loss": {"name": "em_dpo", "beta": 0.1}, "rounds": {"kind": "em", "count":
 RATERS = {"length_preferences": [8.0, -8.0], "annotators": 12}
 REWARDS = {
     "three": {"members": 3, "train": TRAIN},
+    "general": {"kind": "general_preference", "train": TRAIN},
+    "rated": {"kind": "distributional", "train": TRAIN},
     "held_out": {"members": 1, "split": "judge", "train": TRAIN},
 }
 WORLD = {"source": {"kind": "world", "prompts": 150, "pairs": 150}, "splits": {"train": 0.5, "judge": 0.1, "test": 0.4}}
@@ -129,7 +139,7 @@ def test_a_lost_round_and_what_came_of_it_are_made_again_with_the_same_bytes(ran
 def test_one_changed_value_runs_its_rounds_alone(ran, tmp_path):
     clone = ran.copy(tmp_path / "clone")
     arm = {**ARMS["accelerated"], "rounds": {**ARMS["accelerated"]["rounds"], "momentum": 0.5}}
-    clone.declare(grid(arms={**ARMS, "accelerated": arm}, seeds=[0]))
+    clone.declare(grid(arms={**ARMS, "em": EM, "accelerated": arm}, seeds=[0]))
     jobs = clone.planned_jobs()
     assert "train_sft" not in jobs
     assert jobs["extrapolate_weights"] == 2

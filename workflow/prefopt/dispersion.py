@@ -110,6 +110,17 @@ def human_votes(chosen: ArrayLike, rejected: ArrayLike, tie: ArrayLike) -> Float
     return np.clip(-(p * np.log2(p) + (1 - p) * np.log2(1 - p)), _CLAMP, 1 - _CLAMP)
 
 
+def rating_spread(chosen: ArrayLike, rejected: ArrayLike) -> Floats:
+    """Mean variance of the ratings predicted for both responses, in [1e-6, 1 - 1e-6].
+
+    Variances [pairs] of three classes a unit apart, at most 1 (half of the annotators at either end). That the spread
+    of DPRM (arXiv 2402.09764) stands for dispersion is ours. Raises BadInput for a variance outside [0, 1].
+    """
+    one, other = (np.asarray(values, dtype=float) for values in (chosen, rejected))
+    _first_bad("spread", one + other, (np.minimum(one, other) >= 0) & (np.maximum(one, other) <= 1), "in [0, 1]")
+    return np.clip((one + other) / 2, _CLAMP, 1 - _CLAMP)
+
+
 def phi_star(normalised_entropy_train: ArrayLike) -> float:
     """1 / mean(-log E) over the training pairs: the constant that gives c mean 1 there.
 

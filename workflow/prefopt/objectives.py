@@ -128,7 +128,7 @@ class SftObjective:
         return -scores.logp.sum(), {}
 
 
-class _PairObjective:
+class PairObjective:
     """Rows that are preference pairs and count one each."""
 
     divisible = True
@@ -156,7 +156,7 @@ class _PairObjective:
         return _take(self.prompt_ids, rows), _take(self.chosen_ids, rows) + _take(self.rejected_ids, rows)
 
 
-class RewardObjective(_PairObjective):
+class RewardObjective(PairObjective):
     """Bradley-Terry: -log sigmoid(reward(chosen) - reward(rejected))."""
 
     def __init__(
@@ -202,7 +202,7 @@ class ReferenceSamples:
     name: str = "forward_kl"
 
 
-class PolicyObjective(_PairObjective):
+class PolicyObjective(PairObjective):
     """A loss of ``LOSSES`` on pairs, plus at choice a regulariser on reference samples.
 
     ``signals`` holds one value per pair under the names of PairBatch's fields: numbers, rows of K rewards, or, for

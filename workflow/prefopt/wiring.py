@@ -133,8 +133,8 @@ class Wiring:
         """The independent reward models of an ensemble; BadInput where it is heads on one body."""
         if ensemble.kind != "independent":
             raise BadInput(
-                f"this needs reward models that can be used one by one, and '{ensemble.kind}' is one model with "
-                f"{ensemble.members} heads; declare an ensemble without 'kind'"
+                f"this needs reward models that can be used one by one, and '{ensemble.kind}' is one model with heads "
+                "that belong together; declare an ensemble without 'kind'"
             )
         nodes = []
         for k, seed in enumerate(ensemble.seeds or range(ensemble.members)):
@@ -160,12 +160,48 @@ class Wiring:
             return self.plan.add("ensemble", "oracle", {"oracle": True}, {"tokens": self.tokens, "pairs": self.pairs})
         if declared.kind == "shared_backbone":
             return self._heads(declared)
+        if declared.kind == "distributional":
+            scores = self.plan.add("rewards", "ratings", *self._rated(declared))
+            return self.plan.add("ensemble", "ratings", {}, {"tokens": self.tokens, "member0": scores})
         scores = {
             f"member{k}": self.plan.add("rewards", member.name, {}, {"tokens": self.tokens, "reward": member})
             for k, member in enumerate(self.members(declared))
         }
         kind = "biased" if declared.longer_wins else "seeds"  # not the declared name: one content has one name
         return self.plan.add("ensemble", f"{kind}-k{len(scores)}", {}, {"tokens": self.tokens, **scores})
+
+    def _rated(self, declared: EnsembleSpec) -> tuple[dict[str, Any], dict[str, Node]]:
+        """Spec and parents of the scores by a distributional reward model."""
+        return {"kind": declared.kind}, {"tokens": self.tokens, "reward": self.one_model(declared)}
+
+    def one_model(self, declared: EnsembleSpec) -> Node:
+        """The one reward model of a kind whose outputs belong together."""
+        (seed,) = declared.seeds or [0]
+        spec = {
+            "kind": declared.kind,
+            "train": declared.train.model_dump(),
+            "split": declared.split,
+            "subset": 1.0,
+            "longer_wins": None,
+            "seeds": {"init": seed, "order": seed, "subset": seed},
+        }
+        parents = {"tokens": self.trained_on or self.tokens, "model": self.model}
+        if declared.kind == "distributional":
+            spec["prior_votes"] = declared.prior_votes
+            parents["pairs"] = self.plan.node(parents["tokens"].parents["pairs"])  # where there are votes, they count
+        else:
+            spec |= {"dimension": declared.dimension, "temperature": declared.temperature}
+        return self.plan.add("reward", f"{declared.split}-{declared.kind}-s{seed}", spec, parents)
+
+    def _spread(self, why: str, declared: DispersionSpec) -> Node:
+        named = self.rewards.get(declared.ratings)
+        if named is None or named.kind != "distributional":
+            known = [name for name, one in self.rewards.items() if one.kind == "distributional"]
+            raise BadInput(
+                f"{why}.dispersion: rating_spread is of a reward model of kind distributional, and 'ratings' names "
+                f"{declared.ratings!r}; {nearest(declared.ratings or '', known)}"
+            )
+        return self.plan.add("rewards", "ratings", *self._rated(named))
 
     def _heads(self, declared: EnsembleSpec) -> Node:
         """The K columns of heads on one body: one reward model, scored once."""
@@ -214,7 +250,7 @@ class Wiring:
 
     def dispersion(self, why: str, declared: DispersionSpec, rewards: Node | None = None) -> Node:
         """The dispersion estimate that is declared, over these pairs; ``rewards`` is for votes of an ensemble."""
-        spec = declared.model_dump()
+        spec = declared.model_dump(exclude={"ratings"})
         if declared.control != "shuffled":
             spec["seed"] = None  # only the shuffled control draws
         name = declared.control or declared.estimator
@@ -223,6 +259,10 @@ class Wiring:
             sources["pairs"] = self.pairs
         if declared.estimator == "vote_entropy":
             sources["rewards"] = rewards
+        if declared.estimator == "rating_spread":
+            sources["ratings"] = self._spread(why, declared)
+        elif declared.ratings is not None:
+            raise BadInput(f"{why}.dispersion: 'ratings' is about the estimator rating_spread; remove it")
         if declared.samples is not None:
             sources["samples"] = self.draw(why, "all", declared.samples)
         return self.plan.add("dispersion", name, spec, sources)

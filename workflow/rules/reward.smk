@@ -7,6 +7,7 @@ rule train_reward:
         spec=ancient(f"{RESULTS}/specs/reward/{{id}}.json"),
         tokens=ancient(parent("reward", "tokens")),
         model=ancient(parent("reward", "model")),
+        pairs=ancient(parent("reward", "pairs")),
     output:
         weights=directory(f"{RESULTS}/reward/{{id}}/weights"),
         curve=f"{RESULTS}/reward/{{id}}/metrics.jsonl",

@@ -98,6 +98,7 @@ rule estimate_dispersion:
         samples=ancient(parent("dispersion", "samples")),
         rewards=ancient(parent("dispersion", "rewards")),
         pairs=ancient(parent("dispersion", "pairs")),
+        ratings=ancient(parent("dispersion", "ratings")),
     output:
         dispersion=f"{RESULTS}/dispersion/{{id}}/dispersion.parquet",
         calibration=f"{RESULTS}/dispersion/{{id}}/calibration.json",

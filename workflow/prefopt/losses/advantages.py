@@ -29,6 +29,15 @@ def apa(batch: PairBatch, *, beta: float) -> Tensor:
     return 0.5 * (chosen**2 + rejected**2)
 
 
+@loss("gpo", needs=_NEEDS, paper="2410.02197", equation="general preference optimization, log Z dropped")
+def gpo(batch: PairBatch, *, beta: float) -> Tensor:
+    """Mean over both responses of (log-ratio - s / beta)^2, s the score s(y over pi_t) of a general preference model,
+    that is its mean over pi_t's other samples for the prompt. One form with ``apa``, since those scores sum to zero.
+    The paper's beta is .001, its temperature .1, with vectors of 2 to 8 numbers.
+    """
+    return apa(batch, beta=beta)
+
+
 @loss("apa_tokens", needs={*_NEEDS, "tokens"}, paper="2306.02231", equation="advantage-induced alignment, per token")
 def apa_tokens(batch: PairBatch, *, beta: float) -> Tensor:
     """``apa`` per token: mean over tokens of (token log-ratio - A / beta)^2, then over both responses. Every token has

@@ -89,7 +89,9 @@ class Chain:
         return self.labelled(samples, judges, number, choose=declared.choose, prompts=declared.prompts)
 
     def judges(self, ensemble: EnsembleSpec) -> list[Node]:
-        """The members of an ensemble, trained on the arm's own data; none stands for the oracle."""
+        """The models of an ensemble, trained on the arm's own data; none stands for the oracle."""
+        if ensemble.kind == "general_preference":
+            return [self.home.one_model(ensemble)]
         return [] if ensemble.oracle else self.home.members(ensemble)
 
     def labelled(
@@ -103,6 +105,8 @@ class Chain:
         home = self.home
         spec |= {"oracle": not judges, "seed": _ROUND_SEEDS * self.seed + number}
         spec |= {"keep": True} if onto else {}
+        if judges and judges[0].spec.get("kind"):
+            spec |= {"kind": judges[0].spec["kind"], "outputs": judges[0].spec["dimension"]}
         parents = {"pairs": (onto or home).pairs, "tokens": home.tokens, "samples": samples}
         parents |= {f"reward{k}": member for k, member in enumerate(judges)}
         pairs = home.plan.add("sampled_pairs", samples.name, spec, parents)

@@ -74,16 +74,26 @@ class SftSpec(Closed):
         return self
 
 
+_OF_KIND = {
+    "frozen": "shared_backbone",
+    "prior_votes": "distributional",
+    "dimension": "general_preference",
+    "temperature": "general_preference",
+}
+
+
 class EnsembleSpec(Closed):
     """K reward models; each member has its own initialisation, data order and subset. Or the world's true reward.
 
     ``kind: shared_backbone`` is a cheaper thing of another name: K heads on one body, which agree more than members do.
     """
 
-    kind: Literal["independent", "shared_backbone"] = Field(
+    kind: Literal["independent", "shared_backbone", "distributional", "general_preference"] = Field(
         "independent",
         description="shared_backbone: K heads on one body, trained in one job on the same pairs in the same order; "
-        "they differ in the heads' initialisation only and are no independent members",
+        "they differ in the heads' initialisation only and are no independent members. distributional: one model that "
+        "predicts how annotators' votes on a response are distributed. general_preference: one model of vectors whose "
+        "skew-symmetric product is the preference of one response over another",
         exclude_if=lambda kind: kind == "independent",
     )
     frozen: bool = Field(
@@ -91,6 +101,9 @@ class EnsembleSpec(Closed):
         description="of shared_backbone: the body stays as it is, only the heads are trained",
         exclude_if=lambda frozen: not frozen,
     )
+    prior_votes: Positive = Field(1.0, description="of distributional: votes of the uniform prior that data update")
+    dimension: Annotated[int, Field(ge=2, multiple_of=2)] = Field(4, description="of general_preference: of a vector")
+    temperature: Positive = Field(0.1, description="of general_preference: P = sigmoid(score / temperature)")
     members: int = Field(1, ge=1, description="K; longer_wins and seeds have one entry for each")
     seeds: list[Seed] | None = Field(None, description="one per member; default 0..K-1")
     subset: Annotated[float, Field(gt=0.0, le=1.0)] = Field(1.0, description="share of train pairs a member sees")
@@ -117,18 +130,21 @@ class EnsembleSpec(Closed):
 
     @model_validator(mode="after")
     def _one_body(self) -> EnsembleSpec:
+        for name, kind in _OF_KIND.items():
+            if self.kind != kind and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is about another kind of reward model; set 'kind: {kind}'")
+        if self.kind in ("distributional", "general_preference") and self.members != 1:
+            raise ValueError(f"'{self.kind}' is one model; remove 'members'")
         if self.kind == "independent":
-            if self.frozen:
-                raise ValueError("frozen is about the body that heads share; set 'kind: shared_backbone'")
             return self
         if self.frozen and self.train is not None and self.train.adapter is not None:
             raise ValueError("an adapter trains the body, and frozen leaves it as it is; remove one of them")
-        if self.members < 2:
+        if self.members < 2 and self.kind == "shared_backbone":
             raise ValueError("a shared backbone has at least two heads; raise 'members', or leave 'kind' out")
         given = [name for name in ("longer_wins", "equal_size") if getattr(self, name)]
         given += ["subset"] if self.subset != 1.0 else []
         if given:
-            raise ValueError(f"heads on a shared backbone see the same pairs; remove '{given[0]}', or leave 'kind' out")
+            raise ValueError(f"one body sees one set of pairs; remove '{given[0]}', or leave 'kind' out")
         return self
 
     @model_validator(mode="after")
@@ -151,10 +167,15 @@ class EnsembleSpec(Closed):
 class DispersionSpec(Closed):
     """The prompt-dispersion estimate of MallowsPO, and the controls that break it on purpose."""
 
-    estimator: Literal["token_entropy", "vote_entropy", "human_votes", "truth"] = Field(
+    estimator: Literal["token_entropy", "vote_entropy", "human_votes", "rating_spread", "truth"] = Field(
         "token_entropy",
-        description="of the reference; of the votes of a reward ensemble, or of the pairs' annotators; or the demo "
-        "world's own phi",
+        description="of the reference; of the votes of a reward ensemble, or of the pairs' annotators; the spread that "
+        "a distributional reward model predicts; or the demo world's own phi",
+    )
+    ratings: Name | None = Field(
+        None,
+        description="of rating_spread: one of the item's reward ensembles, of kind distributional",
+        exclude_if=lambda given: given is None,
     )
     norm: Literal["per_response_mean", "sum_over_max_len", "mc_sequence"] = "per_response_mean"
     samples: Count | None = Field(None, description="reference samples per prompt, for mc_sequence and only there")

@@ -23,9 +23,12 @@ from prefopt.stages.common import (
     weights_of,
     with_adapter,
 )
+from prefopt.stages.reward_kinds import kind_of, pair_ids
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from prefopt.stages.reward_kinds import RewardKind
 
 log = logging.getLogger(__name__)
 
@@ -55,17 +58,17 @@ def _member_rows(rows: pd.DataFrame, build: Build) -> pd.DataFrame:
 def train_reward(build: Build, options: RunOptions) -> None:
     """Train one Bradley-Terry reward model, with its own initialisation, data order and subset.
 
-    With ``kind: shared_backbone`` in the spec it has a head for each of the initial seeds.
+    With a ``kind`` in the spec it has several outputs: a head for each of the initial seeds (shared_backbone), classes
+    of ratings (distributional), or the coordinates of a vector (general_preference).
     """
     from prefopt.models import new_shared_reward_model, score_head
-    from prefopt.objectives import RewardObjective, SharedRewardObjective
 
     spec = build.node.spec
-    shared = spec.get("kind") == "shared_backbone"
+    kind = kind_of(spec)
     rows = _member_rows(token_rows(build.parent("tokens"), spec["split"]), build)
     weights = weights_of(build.parent("model"))
     tokenizer = tokenizer_for(build, weights.folder, weights.trusted)
-    heads = spec["seeds"]["init"] if shared else [spec["seeds"]["init"]]
+    heads = kind.seeds(spec)
     model = new_shared_reward_model(
         weights.folder,
         heads,
@@ -74,24 +77,21 @@ def train_reward(build: Build, options: RunOptions) -> None:
         **weights.loading(),
     )
     with_adapter(build, model, heads[0], score_head(model, len(heads))[1])
-    objective = (SharedRewardObjective if shared else RewardObjective)(*_ids(rows), rows["pair_id"].tolist())
-    run_training(build, options, model, objective, spec["seeds"]["order"])
-    held_out = _accuracy(model, token_rows(build.parent("tokens"), "test"), options.micro_batch)
+    run_training(build, options, model, kind.objective(build, rows), spec["seeds"]["order"])
+    held_out = _accuracy(model, kind, token_rows(build.parent("tokens"), "test"), options.micro_batch)
     accuracy = round(float(np.mean(held_out)), 6)
     build.summary |= {"pairs": len(rows), "longer_wins": _longer_wins(rows), "held_out_accuracy": accuracy}
-    if shared:
-        build.summary |= {"kind": spec["kind"], "frozen": spec["frozen"], "held_out_accuracy_of_heads": held_out}
+    if "kind" in spec:
+        build.summary |= {"kind": spec["kind"]}
+    if "frozen" in spec:
+        build.summary |= {"frozen": spec["frozen"], "held_out_accuracy_of_heads": held_out}
     log.info("trained on %d pairs, held-out accuracy %.3f", len(rows), accuracy)
-    for head, right in enumerate(held_out if shared else [held_out]):
+    several = isinstance(held_out, list)
+    for head, right in enumerate(held_out if several else [held_out]):
         if right < 0.5:
-            called = f"head {head}" if shared else "the reward model"
+            called = f"head {head}" if several else "the reward model"
             warn(build, f"{called} is right on {right:.1%} of the held-out pairs, less than chance")
     save_trained(build, model, tokenizer, "model")
-
-
-def _ids(rows: pd.DataFrame) -> list[list[list[int]]]:
-    """Prompts, chosen and rejected responses."""
-    return [rows[name].tolist() for name in ("prompt_ids", "chosen_ids", "rejected_ids")]
 
 
 def _longer_wins(rows: pd.DataFrame) -> float | None:
@@ -102,12 +102,12 @@ def _longer_wins(rows: pd.DataFrame) -> float | None:
     return None if np.isnan(share) else round(share, 6)
 
 
-def _accuracy(model: object, rows: pd.DataFrame, batch_size: int) -> float | list[float]:
+def _accuracy(model: object, kind: RewardKind, rows: pd.DataFrame, batch_size: int) -> float | list[float]:
     """Share of pairs ranked right, of each head where there are several."""
     from prefopt.bulk import reward_pairs
 
-    chosen, rejected = reward_pairs(model, *_ids(rows), batch_size=batch_size)
-    return np.round((chosen > rejected).mean(axis=0), 6).tolist()
+    margin = kind.margin(*reward_pairs(model, *pair_ids(rows), batch_size=batch_size))
+    return np.round((margin > 0).mean(axis=0), 6).tolist()
 
 
 @lru_cache(maxsize=1)
@@ -117,23 +117,31 @@ def _rows_to_score(tokens: Path, _outputs: str) -> pd.DataFrame:
 
 
 def score_rewards(build: Build, options: RunOptions) -> None:
-    """Write scores.parquet: the member's reward of both responses of every pair, or the list of its heads' rewards."""
+    """Write scores.parquet: the member's reward of both responses of every pair, or the list of its heads' rewards.
+
+    Of a distributional model the reward is the expected class, beside it the variance: chosen_spread, rejected_spread.
+    """
     import pandas as pd
 
     from prefopt.bulk import SIDES, reward_pairs
     from prefopt.models import load_reward_model
+    from prefopt.reward_objectives import RATINGS, rating_moments
 
     tokens = build.parent("tokens")
     rows = _rows_to_score(tokens, outputs_digest(tokens))
     weights = weights_of(build.parent("reward"))
-    members = build.node.spec.get("members", 1)
+    rated = build.node.spec.get("kind") == "distributional"
+    members = RATINGS if rated else build.node.spec.get("members", 1)
     device = device_of(build, options)
     model = load_reward_model(weights.folder, members=members, device=device, **weights.loading())
     kept = kept_rows(build, "pairs", rows["pair_id"])
-    rewards = reward_pairs(model, *_ids(rows), batch_size=options.micro_batch, kept=kept)
+    rewards = reward_pairs(model, *pair_ids(rows), batch_size=options.micro_batch, kept=kept)
     table = {"pair_id": rows["pair_id"], "split": rows["split"]}
+    if rated:
+        rewards, spreads = zip(*map(rating_moments, rewards), strict=True)
+        table |= {f"{side}_spread": values for side, values in zip(SIDES, spreads, strict=True)}
     for side, values in zip(SIDES, rewards, strict=True):
-        table[f"{side}_reward"] = list(values) if members > 1 else values
+        table[f"{side}_reward"] = list(values) if values.ndim > 1 else values
     table = pd.DataFrame(table)
     write_table(build.work / "scores.parquet", table)
     right = pd.Series((rewards[0] > rewards[1]).reshape(len(rows), -1).mean(axis=1))

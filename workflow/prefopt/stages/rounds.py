@@ -62,7 +62,7 @@ def pair_samples(build: Build, options: RunOptions) -> None:
         kept = np.random.default_rng([spec["seed"], 5]).choice(len(drawn), spec["prompts"], replace=False)
         drawn = [drawn[at] for at in sorted(kept)]
     samples, drawn = _only(samples, drawn)
-    rewards = _rewards(build, options, samples)
+    rewards = _rewards(build, options, samples, drawn)
     accepted, refused = _pairs(build, known, samples, rewards, drawn)
     if not accepted:
         raise BadInput(f"{build.node.parents['samples']}: no prompt got two different responses of unequal reward")
@@ -103,22 +103,30 @@ def _only(samples: pd.DataFrame, drawn: list[tuple[int, Any]]) -> tuple[pd.DataF
     return samples.iloc[rows].reset_index(drop=True), found
 
 
-def _rewards(build: Build, options: RunOptions, samples: pd.DataFrame) -> np.ndarray:
-    """Rewards of samples by every member [S, M], or by the oracle [S, 1]."""
+def _rewards(build: Build, options: RunOptions, samples: pd.DataFrame, drawn: list[tuple[int, Any]]) -> np.ndarray:
+    """Rewards of samples by every member [S, M], by the oracle [S, 1], or their mean preference over the prompt's
+    other samples [S, 1].
+    """
     if build.node.spec["oracle"]:
         return _oracle_rewards(build, samples)[:, None]
     from prefopt.bulk import reward_responses
     from prefopt.models import load_reward_model
 
     columns = samples["prompt_ids"].tolist(), samples["response_ids"].tolist()
-    found = []
+    outputs, found = build.node.spec.get("outputs", 1), []
     for role, folder in build.parents_like("reward").items():
         weights = weights_of(folder)
         tokenizer_for(build, weights.folder, weights.trusted)
-        model = load_reward_model(weights.folder, device=device_of(build, options), **weights.loading())
+        settings = {"members": outputs, "device": device_of(build, options), **weights.loading()}
+        model = load_reward_model(weights.folder, **settings)
         kept = kept_rows(build, role, draw_keys(samples["prompt_id"]))
         found.append(reward_responses(model, *columns, batch_size=options.micro_batch, kept=kept))
-    return np.stack(found, axis=1)
+    if outputs == 1:
+        return np.stack(found, axis=1)
+    from prefopt.reward_objectives import preference_over_others
+
+    (vectors,) = found
+    return np.concatenate([preference_over_others(vectors[places]) for _, places in drawn])[:, None]
 
 
 def _oracle_rewards(build: Build, samples: pd.DataFrame) -> np.ndarray:

@@ -199,6 +199,10 @@ def estimate_dispersion(build: Build, options: RunOptions) -> None:
         entropy = _vote_entropy(build, table)
     elif spec.estimator == "human_votes":
         entropy = _human_votes(build, table)
+    elif spec.estimator == "rating_spread":
+        path = build.parent("ratings") / "scores.parquet"
+        spread = _of_pairs(table, path, ["chosen_spread", "rejected_spread"])
+        entropy = dispersion.rating_spread(spread["chosen_spread"], spread["rejected_spread"])
     else:
         entropy = _token_entropy(build, spec, table)
     train = (table["split"] == "train").to_numpy()
