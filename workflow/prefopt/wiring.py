@@ -161,7 +161,7 @@ class Wiring:
         if declared.kind == "shared_backbone":
             return self._heads(declared)
         if declared.kind == "distributional":
-            scores = self.plan.add("rewards", "ratings", *self._rated(declared))
+            scores = self._rated(declared)
             return self.plan.add("ensemble", "ratings", {}, {"tokens": self.tokens, "member0": scores})
         scores = {
             f"member{k}": self.plan.add("rewards", member.name, {}, {"tokens": self.tokens, "reward": member})
@@ -170,9 +170,10 @@ class Wiring:
         kind = "biased" if declared.longer_wins else "seeds"  # not the declared name: one content has one name
         return self.plan.add("ensemble", f"{kind}-k{len(scores)}", {}, {"tokens": self.tokens, **scores})
 
-    def _rated(self, declared: EnsembleSpec) -> tuple[dict[str, Any], dict[str, Node]]:
-        """Spec and parents of the scores by a distributional reward model."""
-        return {"kind": declared.kind}, {"tokens": self.tokens, "reward": self.one_model(declared)}
+    def _rated(self, declared: EnsembleSpec) -> Node:
+        """Expected class and spread of every response, by a distributional reward model."""
+        parents = {"tokens": self.tokens, "reward": self.one_model(declared)}
+        return self.plan.add("rewards", "ratings", {"kind": declared.kind}, parents)
 
     def one_model(self, declared: EnsembleSpec) -> Node:
         """The one reward model of a kind whose outputs belong together."""
@@ -201,7 +202,7 @@ class Wiring:
                 f"{why}.dispersion: rating_spread is of a reward model of kind distributional, and 'ratings' names "
                 f"{declared.ratings!r}; {nearest(declared.ratings or '', known)}"
             )
-        return self.plan.add("rewards", "ratings", *self._rated(named))
+        return self._rated(named)
 
     def _heads(self, declared: EnsembleSpec) -> Node:
         """The K columns of heads on one body: one reward model, scored once."""

@@ -86,10 +86,9 @@ def train_reward(build: Build, options: RunOptions) -> None:
     if "frozen" in spec:
         build.summary |= {"frozen": spec["frozen"], "held_out_accuracy_of_heads": held_out}
     log.info("trained on %d pairs, held-out accuracy %.3f", len(rows), accuracy)
-    several = isinstance(held_out, list)
-    for head, right in enumerate(held_out if several else [held_out]):
+    for head, right in enumerate(held_out if isinstance(held_out, list) else [held_out]):
         if right < 0.5:
-            called = f"head {head}" if several else "the reward model"
+            called = f"head {head}" if isinstance(held_out, list) else "the reward model"
             warn(build, f"{called} is right on {right:.1%} of the held-out pairs, less than chance")
     save_trained(build, model, tokenizer, "model")
 
