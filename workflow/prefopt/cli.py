@@ -60,9 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     alone = arguments.verb in STAGES and arguments.spec is not None and parallel.launched() == 1
     if alone and (code := warm.run_in_server(argv)) is not None:
         return code
-    told = logging.StreamHandler(sys.stderr)
-    told.setFormatter(RedactingFormatter("%(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[told])
+    lines = logging.StreamHandler(sys.stderr)
+    lines.setFormatter(RedactingFormatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[lines])
     try:
         arguments.run(arguments)
     except Exception as error:
