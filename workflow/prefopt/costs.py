@@ -142,7 +142,8 @@ def _written(
 def _samples(sizes: Sizes, node: Node) -> Work:
     texts = sizes.texts(sizes.parent(node, "tokens"))
     work = _reading(sizes, node, 0.0, 0.0)
-    answers = texts.rows(node.spec["split"]) * node.spec["per_prompt"]
+    prompts = texts.rows(node.spec["split"])
+    answers = min(prompts, node.spec.get("prompts", prompts)) * node.spec["per_prompt"]
     _written(work, sizes, node, texts=texts, sampling=node.spec["sampling"], answers=answers)
     return work
 

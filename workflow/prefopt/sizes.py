@@ -91,8 +91,10 @@ class Sizes:
             return {split: one["pairs"] for split, one in found.items()}
         if node.stage in _MADE_OF_PAIRS:
             below = self.pairs(self.parent(node, "pairs"))
-            size = node.spec.get("size") or node.spec.get("prompts")
             known = below.get("train", 0.0)
+            size = node.spec.get("size") or node.spec.get("prompts")
+            if size is None and "samples" in node.parents:
+                size = self.parent(node, "samples").spec.get("prompts")
             return below | {"train": known + (size or 0.0) if node.spec.get("keep") else size or known}
         source = node.spec["source"]
         if source["kind"] == "world":

@@ -161,8 +161,8 @@ class Wiring:
         if declared.kind == "shared_backbone":
             return self._heads(declared)
         if declared.kind == "distributional":
-            scores = self._rated(declared)
-            return self.plan.add("ensemble", "ratings", {}, {"tokens": self.tokens, "member0": scores})
+            rated = self._rated(declared)
+            return self.plan.add("ensemble", "ratings", {}, {"tokens": self.tokens, "member0": rated})
         scores = {
             f"member{k}": self.plan.add("rewards", member.name, {}, {"tokens": self.tokens, "reward": member})
             for k, member in enumerate(self.members(declared))

@@ -57,6 +57,6 @@ def _responsibilities(chain: Chain, policies: list[Node], before: Node | None) -
 def _mixture(chain: Chain, declared: EmRounds, policies: list[Node], assigned: Node, number: int) -> Node:
     parents = {"model": chain.home.model, "responsibilities": assigned}
     parents |= {f"policy{k}": policy for k, policy in enumerate(policies)}
-    parents |= {f"samples{k}": chain.drawn(policy, 1, number) for k, policy in enumerate(policies)}
+    parents |= {f"samples{k}": chain.drawn(policy, 1, number, declared.prompts) for k, policy in enumerate(policies)}
     spec = {"beta": chain.arm.loss.params["beta"], "rule": declared.mixture}
     return chain.home.plan.add("mixtures", f"k{len(policies)}-s{chain.seed}", spec, parents)

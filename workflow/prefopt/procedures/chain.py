@@ -65,8 +65,8 @@ class Chain:
         except BadInput as error:
             raise BadInput(str(error).replace(f"arms.{self.arm_name}.rewards", f"{self.why}.{field}")) from None
 
-    def drawn(self, model: Node, per_prompt: int, number: int) -> Node:
-        """Responses of a round's model to the train prompts, with a sampling seed of the round's own."""
+    def drawn(self, model: Node, per_prompt: int, number: int, prompts: int | None) -> Node:
+        """Responses of a round's model to so many train prompts, with a sampling seed of the round's own."""
         sampling = self.home.samples
         if sampling is None:
             raise BadInput(f"{self.why}: rounds draw responses; declare 'samples' in the item")
@@ -75,6 +75,7 @@ class Chain:
             "sampling": sampling.model_copy(update={"seed": seed}).model_dump(),
             "split": "train",
             "per_prompt": per_prompt,
+            **({"prompts": prompts} if prompts is not None else {}),
         }
         return self.home.plan.add("samples", f"{model.name}-r{number}", spec, self.asking(model))
 
@@ -84,9 +85,9 @@ class Chain:
 
     def answered(self, declared: ResponsesSpec, model: Node, number: int) -> Wiring:
         """The wiring over pairs that a round makes of its model's responses, labelled as declared."""
-        samples = self.drawn(model, declared.per_prompt, number)
+        samples = self.drawn(model, declared.per_prompt, number, declared.prompts)
         judges = self.judges(self.ensemble("responses.labels", declared.labels))
-        return self.labelled(samples, judges, number, choose=declared.choose, prompts=declared.prompts)
+        return self.labelled(samples, judges, number, choose=declared.choose, prompts=None)
 
     def judges(self, ensemble: EnsembleSpec) -> list[Node]:
         """The models of an ensemble, trained on the arm's own data; none stands for the oracle."""

@@ -47,11 +47,11 @@ def discriminator(chain: Chain, declared: DiscriminatorRounds) -> list[Node]:
     judges = chain.judges(chain.ensemble("gold", declared.gold))
     policy, known, rounds = chain.home.model, chain.home, []
     for number in range(1, declared.count + 1):
-        samples = chain.drawn(policy, declared.per_prompt, number)
+        samples = chain.drawn(policy, declared.per_prompt, number, declared.prompts)
         gold = {"choose": "random", "prompts": declared.gold_labels}
         known = chain.labelled(samples, judges, _GOLD_ROUNDS + number, onto=known, **gold)
         members = _trained_on(known, chain).members(ensemble)
-        over = chain.labelled(samples, members, number, choose="extremes", prompts=declared.prompts)
+        over = chain.labelled(samples, members, number, choose="extremes", prompts=None)
         policy = chain.fitted(over, policy, _reference(chain, declared, policy))
         rounds.append(policy)
     return rounds

@@ -57,7 +57,7 @@ class DiscriminatorRounds(Closed):
     count: Count = Field(3, description="rounds")
     discriminator: Name = Field(description="one of the item's reward ensembles, trained anew in every round")
     gold: Name = Field(description="another one, or the oracle: who gives gold labels")
-    gold_labels: Count = Field(16, description="prompts of a round whose pair gets a gold label")
+    gold_labels: Count = Field(16, description="prompts of a round whose pair gets a gold label as well")
     prompts: Count | None = Field(256, description="prompts of a round whose pair the discriminator labels; null: all")
     per_prompt: Annotated[int, Field(ge=2)] = Field(2, description="responses to every prompt")
     reference: Literal["current", "initial"] = Field(
@@ -71,6 +71,7 @@ class EmRounds(Closed):
     kind: Literal["em"]
     count: Count = Field(3, description="rounds: responsibilities, a policy for every type, their mixture")
     types: Annotated[int, Field(ge=2)] = Field(2, description="K; not known beforehand")
+    prompts: Count | None = Field(None, description="train prompts that tell what a policy is worth; default all")
     mixture: Literal["min_max_regret", "prior"] = Field(
         "min_max_regret", description="weights that minimise the largest regret of a type, or the types' shares"
     )

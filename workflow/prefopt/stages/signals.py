@@ -102,7 +102,10 @@ def _check_scores(table: pd.DataFrame) -> None:
 
 
 def sample_reference(build: Build, options: RunOptions) -> None:
-    """Write samples.parquet: reference responses to the prompts of a split, with their log-probabilities."""
+    """Write samples.parquet: reference responses to the prompts of a split, with their log-probabilities.
+
+    With ``prompts`` in the spec, to so many of them, drawn by the sampling seed.
+    """
     import pandas as pd
 
     from prefopt.bulk import score_responses
@@ -111,7 +114,10 @@ def sample_reference(build: Build, options: RunOptions) -> None:
 
     spec = build.node.spec
     rows = token_rows(build.parent("tokens"), None if spec["split"] == "all" else spec["split"])
-    rows = rows.drop_duplicates("prompt_id")
+    rows = rows.drop_duplicates("prompt_id").reset_index(drop=True)
+    if spec.get("prompts", len(rows)) < len(rows):
+        draw = np.random.default_rng([spec["sampling"]["seed"], 17])
+        rows = rows.loc[np.sort(draw.choice(len(rows), spec["prompts"], replace=False))]
     rows = rows.loc[rows.index.repeat(spec["per_prompt"])].reset_index(drop=True)
     weights = weights_of(build.parent("model"))
     model = load_causal_lm(weights.folder, device=device_of(build, options), **weights.loading())
