@@ -6,8 +6,10 @@ import json
 import math
 import shutil
 
+import nbformat
 import pandas as pd
 import pytest
+from nbclient import NotebookClient
 from safetensors.numpy import load_file
 
 from small_project import hh_rows, item
@@ -205,3 +207,18 @@ def test_a_local_model_folder_is_its_own_reference(finished, tmp_path):
     manifest = json.loads((clone.folder / "results" / "policy" / new / "manifest.json").read_text())
     assert manifest["parents"]["model"] == f"base/{base.stem}"
     assert manifest["summary"]["step_zero_margin_gap"] < 1e-4
+
+
+def test_the_notebook_is_kept_without_outputs_and_runs_over_these_results(finished, root, monkeypatch):
+    notebook = nbformat.read(root / "docs" / "notebook.ipynb", as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell for cell in code if cell.outputs or cell.execution_count] == []
+    monkeypatch.setenv("PREFOPT_RESULTS", str(finished.folder / "results"))
+    NotebookClient(notebook, timeout=120, kernel_name="python3").execute(cwd=str(root / "docs"))
+    shown = {number: output.data for number, cell in enumerate(code) for output in cell.outputs if "data" in output}
+    assert len(shown) == len(code) - 1  # all but the imports show something
+    assert "Tiny dialogues" in shown[1]["text/plain"]
+    assert all(stage in shown[2]["text/html"] for stage in ("pairs", "reference", "policy", "metrics"))
+    assert "log_ratio" in shown[6]["text/html"]
+    assert "dpo/reward_advantage" in shown[7]["text/html"]
+    assert list(shown[8]) == ["text/plain", "image/png"]
