@@ -209,6 +209,7 @@ CASES = {
     "deeply nested": ("a.json", b"[" * 100_000 + b"]" * 100_000, "nested more than 100 levels deep"),
     "a negative length": ("a.json", numbered(len_model=-1), "row 3 has no output length: 'len_model' is -1"),
     "a length that is missing": ("a.json", numbered(len_model=None, model="mine"), "row 3 has no output length"),
+    "a length of 1e308": ("a.json", numbered(len_model=1e308), r"row 3 has no output length: 'len_model' is 1e\+308"),
     "half an index": ("a.json", numbered(index=1.5), r"'index' of row 3 is 1\.5, expected a prompt's number"),
     "no index": ("a.json", numbered(index=None), "'index' of row 3 is nan, expected a prompt's number"),
     "a huge index": ("a.json", numbered(index=1e15), r"'index' of row 3 is 1e\+15, expected a prompt's number"),
@@ -235,6 +236,14 @@ def test_difficulties_belong_to_whole_numbers(tmp_path, index, expected):
     rows = [*DIFFICULTY[:6], {"index": index, "instruction_difficulty": 1.0}]
     path = written(tmp_path / "difficulty.json", json.dumps(rows).encode())
     told(lambda: annotated.difficulties_of(path), r"difficulty\.json: ", expected)
+
+
+def test_difficulties_are_log_odds(tmp_path):
+    """One of 1e308 made every coefficient of the fit NaN."""
+    path = written(
+        tmp_path / "d.json", json.dumps([*DIFFICULTY[:6], DIFFICULTY[6] | {"instruction_difficulty": 1e308}]).encode()
+    )
+    told(lambda: annotated.difficulties_of(path), r"d\.json: 'instruction_difficulty' of row 6 is 1e\+308")
 
 
 def test_gamed_rows_are_numbers(tmp_path):

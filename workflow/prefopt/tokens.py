@@ -298,18 +298,21 @@ def tokenize_prompts(
     """Prompts alone as (tokens, refused): prompt_id, prompt_ids and prompt_tokens in the prompts' order.
 
     ``prompts`` has prompt_id (each once), prompt, source, source_row; limits and refusals are those of
-    ``tokenize_pairs``.
+    ``tokenize_pairs``. Where it has ``output``, an answer to be tokenised, a control token there is refused too.
     """
     import numpy as np
     import pandas as pd
 
     found = _prompts_by_id(prompts, tokenizer, spec)
+    control = _control_pattern(tokenizer)
     accepted, refused = [], []
     for row in prompts.to_dict("records"):
         prompt = found[row["prompt_id"]]
-        if prompt.problem is not None:
+        outputs = [said for said in [row.get("output")] if isinstance(said, str)]  # none is NaN in a table
+        problem = prompt.problem or _control_token(control, outputs)
+        if problem is not None:
             place = {"source": row["source"], "source_row": row["source_row"]}
-            refused.append({**place, "reason": prompt.problem[0], "detail": prompt.problem[1]})
+            refused.append({**place, "reason": problem[0], "detail": problem[1]})
             continue
         ids = {"prompt_ids": np.array(prompt.ids, dtype=np.int32), "prompt_tokens": len(prompt.ids)}
         accepted.append({"prompt_id": row["prompt_id"], **ids})
@@ -345,6 +348,7 @@ def _prompts_by_id(pairs: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, spec
         except BadInput as error:
             problems[number] = ("chat template refuses the prompt", str(error))
     ids = dict(zip(texts, _encode(tokenizer, list(texts.values())), strict=True))
+    problems |= {number: ("empty prompt", "no token left") for number, body in ids.items() if not body}
     ids = {number: _started(tokenizer, body, styles[number]) for number, body in ids.items()}
     overlong = {number: len(tokens) for number, tokens in ids.items() if len(tokens) > spec.max_prompt_tokens}
     if overlong and spec.overlong == "error":

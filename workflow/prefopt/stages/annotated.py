@@ -33,6 +33,8 @@ _TEXTS = (
     "dataset",
 )
 _MOST_PROMPTS = 10_000_000
+_LARGEST_LOG_ODDS = 1000.0
+_LONGEST_ANSWER = 1e9
 _NOTES = {
     "length_controlled_minimal": "no difficulty file given: length and model terms only, not comparable with the "
     "published figures; lc_standard_error is 0 by construction",
@@ -141,7 +143,7 @@ def with_lengths(rows: pd.DataFrame, annotations: Path, answers: Path | None, te
     if column not in rows:
         option = "--outputs" if column == "len_model" else "--baseline"
         raise BadInput(f"{annotations}: neither '{text}' nor '{column}' is there; give {option}")
-    if (wrong := ~np.isfinite(rows[column]) | (rows[column] < 0)).any():
+    if (wrong := ~rows[column].between(0, _LONGEST_ANSWER)).any():
         row = int(np.argmax(wrong))
         raise BadInput(f"{annotations}: row {row} has no output length: '{column}' is {rows[column].iloc[row]:g}")
     return rows
@@ -168,7 +170,7 @@ def _text_lengths(texts: pd.Series, path: Path) -> pd.Series:
 
 def difficulties_of(path: Path) -> np.ndarray:
     """Difficulty by prompt number; NaN where the file has none."""
-    table = as_numbers(table_of(path, "instruction_difficulty"), path, "instruction_difficulty")
+    table = _log_odds(table_of(path, "instruction_difficulty"), path, "instruction_difficulty")
     place = numbered(table, path)["index"].to_numpy(dtype=int) if "index" in table else np.arange(len(table))
     if len(set(place)) != len(place):
         raise BadInput(f"{path}: 'index' must hold every prompt's number from 0 once")
@@ -179,9 +181,16 @@ def difficulties_of(path: Path) -> np.ndarray:
 
 def gamed_of(path: Path) -> pd.DataFrame:
     """Comparisons of the baseline with its verbose and concise selves, their columns as numbers."""
-    table = table_of(path, "preference")
-    for column in ("preference", "std_delta_len", "instruction_difficulty"):
-        table = as_numbers(table, path, column) if column in table else table
+    table = as_numbers(table_of(path, "preference"), path, "preference")
+    table = as_numbers(table, path, "std_delta_len") if "std_delta_len" in table else table
+    return _log_odds(table, path, "instruction_difficulty") if "instruction_difficulty" in table else table
+
+
+def _log_odds(table: pd.DataFrame, path: Path, column: str) -> pd.DataFrame:
+    table = as_numbers(table, path, column)
+    if (wrong := table[column].abs() > _LARGEST_LOG_ODDS).any():
+        row = int(np.argmax(wrong))
+        raise BadInput(f"{path}: '{column}' of row {row} is {table[column].iloc[row]:g}, which are no log-odds")
     return table
 
 

@@ -38,7 +38,8 @@ def prepare_prompts(build: Build, options: RunOptions) -> None:
     weights = weights_of(build.parent("base"))
     tokenizer = load_tokenizer(weights.folder, trust_remote_code=weights.trusted)
     how = TokensSpec.model_validate(dict(spec["tokens"]))
-    tokens, refused = tokenize_prompts(found.table, tokenizer, how)
+    asked = found.table if spec[_OUTPUTS] else found.table.drop(columns="output")
+    tokens, refused = tokenize_prompts(asked, tokenizer, how)
     if tokens.empty:
         raise BadInput(f"all {len(found.table)} prompts were refused when tokenising; raise tokens.max_prompt_tokens")
     table = found.table.merge(tokens, on="prompt_id", validate="one_to_one").assign(split="test")
