@@ -28,21 +28,6 @@ MICRO = 4
 IPO = {"name": "ipo", "params": {"beta": 0.2}}
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Project:
-    return Project(tmp_path_factory.mktemp("made"))
-
-
-@pytest.fixture
-def project(made, tmp_path) -> Project:
-    """A copy that a test may spoil."""
-    other = object.__new__(Project)
-    vars(other).update(vars(made))
-    other.results = tmp_path / "results"
-    shutil.copytree(made.results, other.results)
-    return other
-
-
 def command(project: Project, verb: str, node: Node, *words: str) -> int:
     spec = project.results / "specs" / f"{node.ref}.json"
     write_json(spec, node.to_json())
@@ -71,41 +56,41 @@ def last_line(capsys) -> str:
 
 @pytest.mark.parametrize("case", [(DPO, math.nan, "nan"), (IPO, 1e30, "inf")], ids=["nan", "inf"])
 def test_a_loss_that_is_not_finite_stops_at_its_step_and_the_next_run_goes_on_to_the_same_weights(
-    project, capsys, caplog, case
+    own_world, capsys, caplog, case
 ):
     loss, value, seen = case
-    rows, node = train_rows(project), policy_node(project, loss)
+    rows, node = train_rows(own_world), policy_node(own_world, loss)
     steps = [rows_of_stream(len(rows), 1, step * BATCH, BATCH) for step in range(STEPS)]
     looked_at = set(np.linspace(0, len(rows) - 1, MICRO, dtype=int).tolist())  # before the first step
     before = {row for step in steps[:4] for row in step}
     bad = next(row for row in steps[4] if row not in looked_at | before)
-    path = project.folder(project.reference) / "scores.parquet"
+    path = own_world.folder(own_world.reference) / "scores.parquet"
     sound = read_table(path)
     pair_id = rows["pair_id"][bad]
     write_table(path, sound.assign(chosen_logp=sound["chosen_logp"].where(sound["pair_id"] != pair_id, value)))
 
     words = ("--checkpoint-steps", "2")
-    assert command(project, "train-policy", node, *words) == EXIT_FAILED_CHECK
+    assert command(own_world, "train-policy", node, *words) == EXIT_FAILED_CHECK
     said = last_line(capsys)
     assert said.startswith(f"prefopt train-policy: step 5 of {STEPS}: loss is {seen}, on pairs {pair_id}; no weights")
-    assert not project.folder(node).exists()
-    scratch = project.results / ".scratch" / node.ref / "checkpoints"
+    assert not own_world.folder(node).exists()
+    scratch = own_world.results / ".scratch" / node.ref / "checkpoints"
     assert [file.name for file in sorted(scratch.iterdir())] == ["step-000000002.pt", "step-000000004.pt"]
 
     write_table(path, sound)
-    undisturbed = project.results.parent / "undisturbed"
-    shutil.copytree(project.results, undisturbed, ignore=shutil.ignore_patterns(".scratch"))
+    undisturbed = own_world.results.parent / "undisturbed"
+    shutil.copytree(own_world.results, undisturbed, ignore=shutil.ignore_patterns(".scratch"))
     with caplog.at_level("INFO"):
-        assert command(project, "train-policy", node, *words) == 0
+        assert command(own_world, "train-policy", node, *words) == 0
     assert f"going on from step 4 of {STEPS}" in caplog.text
-    whole = read_json(project.folder(node) / "manifest.json")
-    project.results = undisturbed
-    assert command(project, "train-policy", node, *words) == 0
-    assert read_json(project.folder(node) / "manifest.json")["outputs"] == whole["outputs"]
+    whole = read_json(own_world.folder(node) / "manifest.json")
+    own_world.results = undisturbed
+    assert command(own_world, "train-policy", node, *words) == 0
+    assert read_json(own_world.folder(node) / "manifest.json")["outputs"] == whole["outputs"]
 
 
 @pytest.mark.parametrize(("verb", "stage"), [("train-sft", "sft"), ("train-reward", "reward")])
-def test_every_training_stage_names_pairs_by_their_ids(project, capsys, verb, stage):
+def test_every_training_stage_names_pairs_by_their_ids(own_world, capsys, verb, stage):
     """Weights of about 1e30 after the first step; the second loss or its gradient is not finite."""
     train = TrainSpec(steps=3, batch_size=8, learning_rate=1e30).model_dump()
     spec = {"sft": {"train": train, "seed": 0}}.get(
@@ -118,95 +103,97 @@ def test_every_training_stage_names_pairs_by_their_ids(project, capsys, verb, st
             "subset": 1.0,
         },
     )
-    parents = {"tokens": project.tokens, "base" if stage == "sft" else "model": project.base}
+    parents = {"tokens": own_world.tokens, "base" if stage == "sft" else "model": own_world.base}
     node = Node(stage, 1, stage, spec, {role: parent.ref for role, parent in parents.items()})
-    assert command(project, verb, node) == EXIT_FAILED_CHECK
+    assert command(own_world, verb, node) == EXIT_FAILED_CHECK
     said = last_line(capsys)
     assert "step 2 of 3: " in said
     assert " is nan, on pairs " in said
     named = said.split("on pairs ")[1].split(";")[0].split(", ")
-    rows = train_rows(project)
+    rows = train_rows(own_world)
     second = rows_of_stream(len(rows), 0, 8, 8)
     assert set(named) <= {str(rows["pair_id"][row]) for row in second}
 
 
-def test_weights_that_overflow_are_neither_kept_nor_saved(project, capsys):
+def test_weights_that_overflow_are_neither_kept_nor_saved(own_world, capsys):
     """A rate above the largest float32: the first step's loss is fine, its weights are not."""
     train = TrainSpec(steps=3, batch_size=8, learning_rate=1e39).model_dump()
-    parents = {"tokens": project.tokens, "base": project.base}
+    parents = {"tokens": own_world.tokens, "base": own_world.base}
     node = Node("sft", 1, "sft", {"train": train, "seed": 0}, {role: parent.ref for role, parent in parents.items()})
-    assert command(project, "train-sft", node, "--checkpoint-steps", "1") == EXIT_FAILED_CHECK
+    assert command(own_world, "train-sft", node, "--checkpoint-steps", "1") == EXIT_FAILED_CHECK
     assert "step 1: weights of " in last_line(capsys)
-    scratch = project.results / ".scratch" / node.ref
+    scratch = own_world.results / ".scratch" / node.ref
     assert list(scratch.rglob("*.pt")) == []
 
 
 # --- the reference --------------------------------------------------------------------------------------------------
 
 
-def test_scores_of_another_model_stop_a_policy_before_its_first_step(project, capsys):
-    other = project.make("score-reference", {"precision": "fp32"}, {"tokens": project.tokens, "model": project.base})
-    node = policy_node(project, reference=other)
-    assert command(project, "train-policy", node) == EXIT_FAILED_CHECK
+def test_scores_of_another_model_stop_a_policy_before_its_first_step(own_world, capsys):
+    other = own_world.make(
+        "score-reference", {"precision": "fp32"}, {"tokens": own_world.tokens, "model": own_world.base}
+    )
+    node = policy_node(own_world, reference=other)
+    assert command(own_world, "train-policy", node) == EXIT_FAILED_CHECK
     said = last_line(capsys)
     assert "before the first step (band 0.001); the reference scores are not those of the model" in said
     named = int(said.split("pair_id ")[1].split(":")[0])
-    assert named in set(train_rows(project)["pair_id"])
-    assert not project.folder(node).exists()
+    assert named in set(train_rows(own_world)["pair_id"])
+    assert not own_world.folder(node).exists()
 
 
-def test_the_last_pairs_scores_are_looked_at_too(project, capsys):
-    rows, path = train_rows(project), project.folder(project.reference) / "scores.parquet"
+def test_the_last_pairs_scores_are_looked_at_too(own_world, capsys):
+    rows, path = train_rows(own_world), own_world.folder(own_world.reference) / "scores.parquet"
     scores = read_table(path)
     last = scores["pair_id"] == rows["pair_id"].iloc[-1]
     write_table(path, scores.assign(chosen_logp=scores["chosen_logp"] + 7 * last))
-    assert command(project, "train-policy", policy_node(project)) == EXIT_FAILED_CHECK
+    assert command(own_world, "train-policy", policy_node(own_world)) == EXIT_FAILED_CHECK
     assert f"pair_id {rows['pair_id'].iloc[-1]}: policy and reference margins differ by 7 nats" in last_line(capsys)
 
 
-def test_the_gap_and_its_band_are_in_the_manifest(project):
-    node = policy_node(project)
-    assert command(project, "train-policy", node) == 0
-    summary = read_json(project.folder(node) / "manifest.json")["summary"]
+def test_the_gap_and_its_band_are_in_the_manifest(own_world):
+    node = policy_node(own_world)
+    assert command(own_world, "train-policy", node) == 0
+    summary = read_json(own_world.folder(node) / "manifest.json")["summary"]
     assert summary["step_zero_margin_gap"] < summary["step_zero_margin_band"] == 1e-3
 
 
-def test_a_reference_with_broken_weights_scores_no_pair(project, capsys):
-    sound = project.folder(project.model) / WEIGHTS
+def test_a_reference_with_broken_weights_scores_no_pair(own_world, capsys):
+    sound = own_world.folder(own_world.model) / WEIGHTS
     model = load_causal_lm(sound, device="cpu")
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight[0, 0] = math.nan
-    broken = project.write("sft", "broken", lambda work: save_model(model, load_tokenizer(sound), work / WEIGHTS))
-    parents = {"tokens": project.tokens.ref, "model": broken.ref}
+    broken = own_world.write("sft", "broken", lambda work: save_model(model, load_tokenizer(sound), work / WEIGHTS))
+    parents = {"tokens": own_world.tokens.ref, "model": broken.ref}
     node = Node("reference", 1, "reference", {"precision": "fp32"}, parents)
-    assert command(project, "score-reference", node) == EXIT_FAILED_CHECK
-    first = read_table(project.folder(project.tokens) / "tokens.parquet")["pair_id"].iloc[0]
+    assert command(own_world, "score-reference", node) == EXIT_FAILED_CHECK
+    first = read_table(own_world.folder(own_world.tokens) / "tokens.parquet")["pair_id"].iloc[0]
     assert f"pair_id {first}: chosen_logp of the reference is nan" in last_line(capsys)
-    assert not project.folder(node).exists()
+    assert not own_world.folder(node).exists()
 
 
 # --- reward models and dispersion -----------------------------------------------------------------------------------
 
 
-def test_a_reward_model_below_chance_is_told_in_log_and_manifest(project, caplog):
+def test_a_reward_model_below_chance_is_told_in_log_and_manifest(own_world, caplog):
     """Held-out labels turned round: accuracies add up to one, so one of the two is below a half."""
     train = TrainSpec(steps=6, batch_size=16, learning_rate=3e-3).model_dump()
     seeds = {"init": 0, "order": 0, "subset": 0}
     spec = {"train": train, "seeds": seeds, "split": "train", "longer_wins": None, "subset": 1.0}
-    parents = {"tokens": project.tokens.ref, "model": project.model.ref}
+    parents = {"tokens": own_world.tokens.ref, "model": own_world.model.ref}
     found = []
     for name in ("as-labelled", "turned"):
         node = Node("reward", 1, name, spec, parents)
-        assert command(project, "train-reward", node) == 0
-        summary = read_json(project.folder(node) / "manifest.json")["summary"]
+        assert command(own_world, "train-reward", node) == 0
+        summary = read_json(own_world.folder(node) / "manifest.json")["summary"]
         accuracy = summary["held_out_accuracy"]
         expected = [f"the reward model is right on {accuracy:.1%} of the held-out pairs, less than chance"]
         assert summary.get("warnings", []) == (expected if accuracy < 0.5 else [])
         assert (expected[0] in caplog.messages) == (accuracy < 0.5)
         caplog.clear()
         found.append(accuracy)
-        shutil.move(project.folder(node), project.results / f"kept-{name}")
-        path = project.folder(project.tokens) / "tokens.parquet"
+        shutil.move(own_world.folder(node), own_world.results / f"kept-{name}")
+        path = own_world.folder(own_world.tokens) / "tokens.parquet"
         table = read_table(path)
         test = table["split"] == "test"
         for what in ("ids", "tokens"):

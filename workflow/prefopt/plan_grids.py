@@ -359,3 +359,8 @@ def _check_names(item: GridItemSpec) -> None:
     select = item.evaluate.select
     if select is not None and select.set not in item.evaluate.sets:
         raise BadInput(f"evaluate.select: no set '{select.set}'; {nearest(select.set, item.evaluate.sets)}")
+    if select is not None and (one := item.evaluate.sets[select.set]).data is not None and one.split == "test":
+        raise BadInput(
+            f"evaluate.select: the set '{select.set}' is of test prompts, and settings that are chosen on these look "
+            "better than they are; select on a set with 'split: validation'"
+        )
