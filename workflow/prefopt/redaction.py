@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections.abc import Iterator
 
 HIDDEN = "***"
 
@@ -18,13 +19,23 @@ _SHORTEST = 8  # a shorter value may well be a common word, which would vanish f
 def redacted(text: str) -> str:
     """``text`` without credentials and queries of addresses, and without values of secret environment variables.
 
-    Secret are variables whose names end in KEY, TOKEN, PASSWORD, SECRET or CREDENTIALS, from 8 characters on.
+    Secret are variables whose names end in KEY, TOKEN, PASSWORD, SECRET or CREDENTIALS, and the credentials and queries
+    of addresses in any variable; from 8 characters on.
     """
     text = _ADDRESS.sub(lambda found: _QUERY.sub(HIDDEN, _CREDENTIALS.sub(f"{HIDDEN}@", found[0])), text)
-    for name, value in os.environ.items():
-        if len(value) >= _SHORTEST and _SECRET_NAME.search(name.upper()):
+    for value in sorted(_secrets(), key=len, reverse=True):
+        if len(value) >= _SHORTEST:
             text = text.replace(value, HIDDEN)
     return text
+
+
+def _secrets() -> Iterator[str]:
+    for name, value in os.environ.items():
+        if _SECRET_NAME.search(name.upper()):
+            yield value
+        for address in _ADDRESS.findall(value):
+            yield from (found[:-1].partition(":")[2] or found[:-1] for found in _CREDENTIALS.findall(address))
+            yield from (part.partition("=")[2] or part for q in _QUERY.findall(address) for part in q.split("&"))
 
 
 class RedactingFormatter(logging.Formatter):
