@@ -32,7 +32,9 @@ def test_hooks_call_pinned_tools_of_the_environment(root):
 def test_the_citation_is_of_this_version(root):
     cited = yaml.safe_load((root / "CITATION.cff").read_text(encoding="utf-8"))
     assert cited["version"] == prefopt.__version__
-    assert cited["license"] == "MIT"
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert cited["license"] == project["license"] == "MIT"
+    assert project["license-files"] == ["LICENSE"]
     assert (root / "LICENSE").read_text(encoding="utf-8").startswith("MIT License")
     papers = {re.search(r"\d{4}\.\d{5}", paper["url"])[0] for paper in cited["references"]}
     assert papers == {"2405.14953", "2405.19316"}

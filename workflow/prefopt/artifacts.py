@@ -316,7 +316,8 @@ def building(node: Node, results: Path, out: Path | None = None) -> Iterator[Bui
     _check_parents(node, results)
     scratch = results / SCRATCH / node.ref
     work, aside = scratch / "out", scratch / "replaced"
-    before, waited = _stamp(out), []
+    before = _stamp(out)
+    waited: list[Any] = []
     with locked(scratch / BUILDING, on_wait=partial(_tell_wait, node, waited)):
         if waited and _stamp(out) not in (None, before):
             _let_go(scratch)

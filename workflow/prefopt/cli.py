@@ -1,6 +1,6 @@
 """The command line: one verb per stage, and verbs to plan, verify and look things up.
 
-Exit codes: 0 done, 2 bad input, 3 a check failed, 75 try again (a checkpoint is there).
+Exit codes: 0 done, 2 bad input, 3 a check failed, 75 try again (a checkpoint is there), 130 stopped from the keyboard.
 """
 
 from __future__ import annotations
@@ -16,7 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefopt import __version__, parallel, team, warm
-from prefopt.errors import EXIT_DONE, AlreadyMade, BadInput, FailedCheck, PrefoptError, one_line
+from prefopt.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    AlreadyMade,
+    BadInput,
+    FailedCheck,
+    PrefoptError,
+    nearest,
+    one_line,
+)
 from prefopt.redaction import RedactingFormatter, redacted
 from prefopt.shares import check_divisible, has_divisible_rows
 from prefopt.stages import STAGES, RunOptions, Stage, rankings, versions, votes_file
@@ -56,7 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not argv:
         print(_overview(_parser()))
         return EXIT_DONE
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    if (wrong := _no_verb(parser, argv[0])) is not None:
+        print(wrong, file=sys.stderr)
+        return EXIT_BAD_INPUT
+    arguments = parser.parse_args(argv)
     alone = arguments.verb in STAGES and arguments.spec is not None and parallel.launched() == 1
     if alone and (code := warm.run_in_server(argv)) is not None:
         return code
@@ -65,6 +79,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, handlers=[lines])
     try:
         arguments.run(arguments)
+    except KeyboardInterrupt:
+        if arguments.debug:
+            raise
+        print(f"prefopt {arguments.verb}: stopped", file=sys.stderr)
+        return EXIT_INTERRUPTED
     except Exception as error:
         failure = error if isinstance(error, PrefoptError) else told(error, _subject(arguments))
         if failure is None or arguments.debug:
@@ -121,6 +140,14 @@ def _parser() -> argparse.ArgumentParser:
     schema.add_argument("--out", type=Path, default=Path("workflow/schemas"), help="folder (default: %(default)s)")
     schema.set_defaults(run=_schema)
     return parser
+
+
+def _no_verb(parser: argparse.ArgumentParser, word: str) -> str | None:
+    """What to say where the first word is no verb: argparse would list all of them."""
+    (verbs,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    if word.startswith("-") or word in verbs.choices:
+        return None
+    return f"prefopt: no verb {word!r:.60}; {nearest(word, verbs.choices)}"
 
 
 def _overview(parser: argparse.ArgumentParser) -> str:

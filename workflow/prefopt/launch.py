@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,9 +14,12 @@ from pathlib import Path
 
 from prefopt.contexts import locked
 from prefopt.errors import BadInput
+from prefopt.progress import Pace
 from prefopt.warm import run_beside_server
 
 STATE = Path(".snakemake")
+_SECONDS = 2.0
+_COUNT = re.compile(r"^(\d+) of (\d+) steps \(", re.MULTILINE)
 RUN_LOCK = ".run.lock"
 
 
@@ -75,6 +80,36 @@ def failures(logs: Path, since: float) -> Iterator[str]:
         ours = next((line for line in reversed(lines) if line.startswith("prefopt ")), None)
         if lines and (lines[-1] == ours or any(line.startswith("Traceback") for line in lines)):
             yield f"{path}: {ours or lines[-1]}"
+
+
+@contextmanager
+def jobs_left(logs: Path) -> Iterator[None]:
+    """Say on stderr at a ``Pace`` how many jobs are done and how long the others will take, until the block ends.
+
+    ``logs``: the folder of Snakemake's own logs; the one that appears in the block is followed. The estimate takes all
+    jobs for equally long. Snakemake itself is left alone: its output goes where it went.
+    """
+    before, ended = set(logs.glob("*.log")), threading.Event()
+    watcher = threading.Thread(target=_watch, args=(logs, before, ended), daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def _watch(logs: Path, before: set[Path], ended: threading.Event) -> None:
+    pace: Pace | None = None
+    while not ended.wait(_SECONDS):
+        new = sorted(set(logs.glob("*.log")) - before)
+        counts = _COUNT.findall(new[-1].read_text(encoding="utf-8", errors="replace")) if new else []
+        if not counts:
+            continue
+        done, total = map(int, counts[-1])
+        pace = pace or Pace(total, done)
+        if left := pace.left(done):
+            print(f"{done} of {total} jobs, about {left} left", file=sys.stderr, flush=True)
 
 
 def launch(command: Sequence[str], logs: Path) -> int:
