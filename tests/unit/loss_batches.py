@@ -88,4 +88,7 @@ def three_pairs() -> PairBatch:
         opposing=t([0.0] * 3),
         chosen_advantage=t(ADVANTAGE["chosen"]),
         rejected_advantage=t(ADVANTAGE["rejected"]),
+        gap_mean=t([0.3] * 3),
+        gap_sd=t([1.5] * 3),
+        keep_draw=t([0.2, 0.5, 0.7]),
     )  # fmt: skip

@@ -33,11 +33,13 @@ FIELDS = {
     "reward_head": ["head_margin"],
     "responsibilities": ["agreeing", "opposing"],
     "advantages": ["chosen_advantage", "rejected_advantage"],
+    "gap_state": ["gap_mean", "gap_sd", "keep_draw"],
 }
 # Losses that hold a statistic of the policy fixed, which differences would see: the settings that switch it off.
 DETACHED = {
     "kto": {"reference_kl": 0.4},
     "beta_dpo": {"sensitivity": 0.0},
+    "beta_dpo_filtered": {"sensitivity": 0.0},
     "bmc": {"diff_cap": 0.0},
     "bmc_own_weights": {"diff_cap": 0.0},
     "focal_dpo_detached": {"gamma": 0.0},
@@ -84,6 +86,9 @@ def random_batch(seed: int = 0, pairs: int = PAIRS, dtype: torch.dtype = torch.f
         values[name] = torch.rand(pairs, generator=gen, dtype=dtype)
     for side in ("chosen", "rejected"):
         values[f"{side}_advantage"] = torch.randn(pairs, generator=gen, dtype=dtype)
+    mean, sd = torch.rand(2, generator=gen, dtype=dtype)
+    values |= {"gap_mean": mean.expand(pairs), "gap_sd": 1 + sd.expand(pairs)}
+    values["keep_draw"] = torch.rand(pairs, generator=gen, dtype=dtype)
     return PairBatch(**values, dispersion_weight=weight, neg_log_dispersion=0.7 * weight)
 
 
@@ -153,6 +158,9 @@ def margin_batch(margins, lam=1.0, reward=0.3, dtype=torch.float64) -> PairBatch
         opposing=0.2 * ones,
         chosen_advantage=0.15 * ones,
         rejected_advantage=-0.15 * ones,
+        gap_mean=0.1 * ones,
+        gap_sd=ones,
+        keep_draw=torch.linspace(0.1, 0.9, rows, dtype=dtype),
     )
 
 

@@ -31,6 +31,9 @@ _PER_PAIR = frozenset(
         "auxiliary_reward",
         "value",
         "head_margin",
+        "gap_mean",
+        "gap_sd",
+        "keep_draw",
     }
 )
 
@@ -78,6 +81,9 @@ class PairBatch:
     rejected_win_rate: Tensor | None = None
     auxiliary_reward: Tensor | None = None  # [B] of the chosen response; need "auxiliary"
     value: Tensor | None = None  # [B] of the prompt, the policy's value head; need "auxiliary"
+    gap_mean: Tensor | None = None  # [B] running mean of margins, the same for all; need "gap_state"
+    gap_sd: Tensor | None = None  # [B] and their running standard deviation
+    keep_draw: Tensor | None = None  # [B] uniform numbers of this step
     head_margin: Tensor | None = None  # [B] chosen - rejected, the policy's reward head; need "reward_head"
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from prefopt.batch import PairBatch
 from prefopt.errors import FailedCheck
-from prefopt.heads import head_margin, prompt_value
+from prefopt.heads import follow_gap, head_margin, prompt_value
 from prefopt.lazy import LazyModule
 from prefopt.losses import get_loss, get_regulariser, linear_gamma
 from prefopt.scoring import Ids, ResponseScores, length_batches, response_scores, reward_scores
@@ -288,7 +288,7 @@ class PolicyObjective(PairObjective):
 
     def loss(self, model: PreTrainedModel, rows: Sequence[int], moment: Moment) -> tuple[Tensor, Sums]:
         """Sum over pairs of the loss and, with a regulariser, of gamma times the penalty on as many samples."""
-        batch = self.batch(model, rows, moment.step)
+        batch = self._followed(model, self.batch(model, rows, moment.step), moment.step)
         total = self.pair_loss.fn(batch, **self.loss_params).sum()
         margin = (batch.policy_margin if batch.ref_chosen_logp is None else batch.margin).detach()
         sums = {
@@ -304,6 +304,14 @@ class PolicyObjective(PairObjective):
             total = total + term
             sums["kl_term"] = term.detach()
         return total, sums
+
+    def _followed(self, model: PreTrainedModel, batch: PairBatch, step: int) -> PairBatch:
+        """With the margins' running statistics, which this batch then enters, and the step's draws."""
+        if "gap_state" not in self.pair_loss.needs:
+            return batch
+        draw = np.random.default_rng([self.seed, step, 19]).random(len(batch.pair_id))
+        mean, sd = (value.expand_as(batch.chosen_logp) for value in follow_gap(model, batch.margin))
+        return replace(batch, gap_mean=mean, gap_sd=sd, keep_draw=torch.as_tensor(draw).to(mean))
 
     def check_start(self, model: PreTrainedModel, rows: Sequence[int], band: float, micro_batch: int = 32) -> float:
         """Largest |policy margin - reference margin| over rows, nats; 0 where policy and reference are one model.

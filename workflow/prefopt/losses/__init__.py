@@ -1,6 +1,6 @@
 """Pair losses and regularisers by name. Importing this package does not import torch."""
 
-from prefopt.losses import advantages, baselines, distill, mallows, methods, regularisers, soft_labels
+from prefopt.losses import advantages, baselines, distill, mallows, methods, regularisers, running, soft_labels
 from prefopt.losses.registry import (
     COMPOSITIONS,
     LOSSES,
@@ -41,6 +41,7 @@ __all__ = [
     "regulariser",
     "regularisers",
     "reverse_kl",
+    "running",
     "soft_labels",
     "token_forward_kl",
 ]

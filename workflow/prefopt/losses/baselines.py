@@ -116,7 +116,7 @@ method(
 method(
     "beta_dpo",
     "DPO with beta_batch = beta * (1 + sensitivity * (mean D - baseline_margin)), detached, at least 1e-3. One beta "
-    "per batch as in the authors' code; their filter of pairs and their running baseline_margin are not part of it.",
+    "per batch as in the authors' code; ``beta_dpo_filtered`` has their filter of pairs and their running baseline.",
     paper="2407.08639",
     equation="batch-level beta",
     margin="batch_beta",

@@ -56,6 +56,7 @@ _DOMAINS: dict[str, _Domain] = {
     "expectile": _Domain(0.0, 1.0),
     "risk_temperature": _POSITIVE,
     "reject_below": _NOT_NEGATIVE,
+    "filter_share": _Domain(0.0, 1.0, (True, False)),
     "likelihood_power": _NOT_NEGATIVE,
 }
 

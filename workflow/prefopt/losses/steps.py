@@ -39,6 +39,7 @@ NEEDS = frozenset(
         "reward_head",
         "responsibilities",
         "advantages",
+        "gap_state",
     }
 )
 
