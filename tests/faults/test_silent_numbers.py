@@ -13,7 +13,7 @@ import torch
 
 import finished_results
 from artifact_builds import run_stage, save_table
-from prefopt.artifacts import Node, read_json, read_table, write_json, write_table
+from prefopt.artifacts import Node, file_sha256, read_json, read_table, write_json, write_table
 from prefopt.cli import main
 from prefopt.errors import EXIT_FAILED_CHECK, FailedCheck
 from prefopt.models import load_causal_lm, load_tokenizer, save_model
@@ -44,6 +44,15 @@ def train_rows(project: Project) -> pd.DataFrame:
     return read_table(project.folder(project.tokens) / "tokens.parquet", None, "train").reset_index(drop=True)
 
 
+def put(project: Project, node: Node, name: str, table: pd.DataFrame) -> None:
+    """Another content of a table of an artifact, as if its stage had written that."""
+    folder = project.folder(node)
+    write_table(folder / name, table)
+    manifest = read_json(folder / "manifest.json")
+    recorded = {"sha256": file_sha256(folder / name), "bytes": (folder / name).stat().st_size}
+    write_json(folder / "manifest.json", manifest | {"outputs": manifest["outputs"] | {name: recorded}})
+
+
 def last_line(capsys) -> str:
     """What the command said at the end; it was one line, without a traceback."""
     told = capsys.readouterr().err.strip().splitlines()
@@ -64,10 +73,10 @@ def test_a_loss_that_is_not_finite_stops_at_its_step_and_the_next_run_goes_on_to
     looked_at = set(np.linspace(0, len(rows) - 1, MICRO, dtype=int).tolist())  # before the first step
     before = {row for step in steps[:4] for row in step}
     bad = next(row for row in steps[4] if row not in looked_at | before)
-    path = own_world.folder(own_world.reference) / "scores.parquet"
-    sound = read_table(path)
+    sound = read_table(own_world.folder(own_world.reference) / "scores.parquet")
     pair_id = rows["pair_id"][bad]
-    write_table(path, sound.assign(chosen_logp=sound["chosen_logp"].where(sound["pair_id"] != pair_id, value)))
+    poisoned = sound.assign(chosen_logp=sound["chosen_logp"].where(sound["pair_id"] != pair_id, value))
+    put(own_world, own_world.reference, "scores.parquet", poisoned)
 
     words = ("--checkpoint-steps", "2")
     assert command(own_world, "train-policy", node, *words) == EXIT_FAILED_CHECK
@@ -77,7 +86,7 @@ def test_a_loss_that_is_not_finite_stops_at_its_step_and_the_next_run_goes_on_to
     scratch = own_world.results / ".scratch" / node.ref / "checkpoints"
     assert [file.name for file in sorted(scratch.iterdir())] == ["step-000000002.pt", "step-000000004.pt"]
 
-    write_table(path, sound)
+    put(own_world, own_world.reference, "scores.parquet", sound)
     undisturbed = own_world.results.parent / "undisturbed"
     shutil.copytree(own_world.results, undisturbed, ignore=shutil.ignore_patterns(".scratch"))
     with caplog.at_level("INFO"):
@@ -143,10 +152,10 @@ def test_scores_of_another_model_stop_a_policy_before_its_first_step(own_world, 
 
 
 def test_the_last_pairs_scores_are_looked_at_too(own_world, capsys):
-    rows, path = train_rows(own_world), own_world.folder(own_world.reference) / "scores.parquet"
-    scores = read_table(path)
+    rows = train_rows(own_world)
+    scores = read_table(own_world.folder(own_world.reference) / "scores.parquet")
     last = scores["pair_id"] == rows["pair_id"].iloc[-1]
-    write_table(path, scores.assign(chosen_logp=scores["chosen_logp"] + 7 * last))
+    put(own_world, own_world.reference, "scores.parquet", scores.assign(chosen_logp=scores["chosen_logp"] + 7 * last))
     assert command(own_world, "train-policy", policy_node(own_world)) == EXIT_FAILED_CHECK
     assert f"pair_id {rows['pair_id'].iloc[-1]}: policy and reference margins differ by 7 nats" in last_line(capsys)
 
@@ -193,14 +202,13 @@ def test_a_reward_model_below_chance_is_told_in_log_and_manifest(own_world, capl
         caplog.clear()
         found.append(accuracy)
         shutil.move(own_world.folder(node), own_world.results / f"kept-{name}")
-        path = own_world.folder(own_world.tokens) / "tokens.parquet"
-        table = read_table(path)
+        table = read_table(own_world.folder(own_world.tokens) / "tokens.parquet")
         test = table["split"] == "test"
         for what in ("ids", "tokens"):
             sides = table[f"chosen_{what}"].copy(), table[f"rejected_{what}"].copy()
             table[f"chosen_{what}"] = sides[0].where(~test, sides[1])
             table[f"rejected_{what}"] = sides[1].where(~test, sides[0])
-        write_table(path, table)
+        put(own_world, own_world.tokens, "tokens.parquet", table)
     assert sum(found) == pytest.approx(1, abs=1e-5)
     assert min(found) < 0.5
 
