@@ -195,9 +195,38 @@ def test_jobs_of_one_group_share_a_submission_and_its_gpu(finished, tmp_path, pl
     project.snakemake("-n", check=True)
     cluster = ClusterProject(project, plugins, slurm)
     targets = [path.relative_to(project.folder) for path in made]
-    grouped = ["--groups", "train_policy=trials", "--set-resources", "train_policy:device=cpu"]
+    grouped = ["--groups", "train_policy=trials"]
+    grouped += ["--set-resources", "train_policy:device=cpu", "train_policy:lane=4"]
     cluster.finish(cluster.start(*grouped, "--", *targets))
     (job,) = [job for job in slurm.jobs() if cluster.is_mine(job)]
     assert job["TresPerJob"] == "gres:gpu:1"
     assert len(made) == 4
     assert all(path.is_file() for path in made)
+
+
+def test_a_job_of_two_processes_asks_for_two_gpus_and_goes_on_after_preemption(finished, tmp_path, plugins, slurm):
+    """Sampling by two processes, to the bytes of one; batches that were drawn before the node was taken are kept."""
+    project = finished.copy(tmp_path / "project")
+    deep = {**item()["model"], "layers": 8, "hidden": 128, "intermediate": 256}  # so that it takes a while
+    project.declare(item(model=deep, samples={"max_new_tokens": 50, "batch_size": 1}))
+    project.snakemake("-n", check=True)
+    specs = (project.folder / "results" / "specs" / "samples").glob("*.json")
+    (spec,) = (path for path in specs if json.loads(path.read_text())["spec"]["sampling"]["batch_size"] == 1)
+    made = project.folder / "results" / "samples" / spec.stem
+    project.snakemake("--", made.relative_to(project.folder) / "manifest.json", warm=True, check=True)
+    alone = outputs(made)
+    shutil.rmtree(made)
+    configure(project, gpus=1, row_processes=2)
+    project.snakemake("-n", check=True)
+    cluster = ClusterProject(project, plugins, slurm)
+    target = (made / "manifest.json").relative_to(project.folder)
+    run = cluster.start("--set-resources", "sample_reference:device=cpu", "--", target)
+    drawn = project.folder / "results" / ".scratch" / "samples" / spec.stem / "responses"
+    wait_until(lambda: len(list(drawn.glob("batch-*.json"))) > 3)
+    slurm.ask("sbatch", "-p", "urgent", "-N", "2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 5")
+    cluster.finish(run)
+    (job,) = cluster.rule_jobs("sample_reference")
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1")
+    assert (job["TresPerJob"], job["NumCPUs"], job["MinMemoryNode"]) == ("gres:gpu:2", "2", "16000M")
+    assert outputs(made) == alone
+    assert json.loads((made / "manifest.json").read_text())["summary"]["processes"] == 2

@@ -34,6 +34,7 @@ rule run_trial:
         mem_mb=memory(8),
         runtime=minutes(480),
         gpu=EXECUTION.gpus,
+        lane=4 if EXECUTION.gpus else 1,  # of the four of a submission
         device=DEVICE,
         micro_batch=micro_batch,
         checkpoint_steps=EXECUTION.checkpoint_steps,
