@@ -207,8 +207,8 @@ def test_jobs_of_one_group_share_a_submission_and_its_gpu(finished, tmp_path, pl
 def test_a_job_of_two_processes_asks_for_two_gpus_and_goes_on_after_preemption(finished, tmp_path, plugins, slurm):
     """Sampling by two processes, to the bytes of one; batches that were drawn before the node was taken are kept."""
     project = finished.copy(tmp_path / "project")
-    deep = {**item()["model"], "layers": 8, "hidden": 128, "intermediate": 256}  # so that it takes a while
-    project.declare(item(model=deep, samples={"max_new_tokens": 50, "batch_size": 1}))
+    deep = {**item()["model"], "layers": 4, "hidden": 64, "intermediate": 128}  # so that it takes a while
+    project.declare(item(model=deep, samples={"max_new_tokens": 40, "batch_size": 1}))
     project.snakemake("-n", check=True)
     specs = (project.folder / "results" / "specs" / "samples").glob("*.json")
     (spec,) = (path for path in specs if json.loads(path.read_text())["spec"]["sampling"]["batch_size"] == 1)

@@ -115,7 +115,7 @@ class RowJobs:
     def _seal(self, *nodes: Node) -> None:
         for node in nodes:
             outputs = {path.name: {"sha256": file_sha256(path)} for path in tree_files(self.results / node.ref)}
-            write_json(self.results / node.ref / "manifest.json", {"outputs": outputs})
+            write_json(self.results / node.ref / "manifest.json", node.to_json() | {"outputs": outputs})
 
     @staticmethod
     def _rewards(pair_ids: list[int]) -> pd.DataFrame:
