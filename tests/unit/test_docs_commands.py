@@ -83,7 +83,7 @@ def bad_make(words: list[str], page: Path) -> list[str]:
         variable, equals, value = word.partition("=")
         if not equals:
             found += [] if word in targets or word.startswith("-") else [f"no target {word}"]
-        elif not re.search(rf"\$\({variable}\)", makefile) and variable != "PYTHON":
+        elif not re.search(rf"\$\((?:value )?{variable}\)", makefile) and variable != "PYTHON":
             found.append(f"no variable {variable}")
         elif variable == "ITEMS":
             found += bad_items(value, page)
