@@ -12,7 +12,6 @@ from fuzzing import damaged, fuzzed, mutated, outcome, told
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from conftest import ROOT
 from prefopt.artifacts import canonical_json
 from prefopt.config import item_files, load_config, load_item, load_yaml, parse
 from prefopt.errors import BadInput
@@ -29,6 +28,7 @@ from prefopt.specs import (
     VoteWeightItemSpec,
 )
 from prefopt.yaml_text import parsed_yaml
+from small_project import ROOT
 
 CONFIG = ROOT / "config"
 DECLARED = {

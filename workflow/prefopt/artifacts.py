@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
@@ -29,12 +30,16 @@ from typing import Any
 from prefopt import team
 from prefopt.contexts import locked
 from prefopt.errors import AlreadyMade, BadInput, FailedCheck
+from prefopt.json_text import parsed_json
 from prefopt.storage import flush_tree, swap_in, write_whole
 
 MANIFEST = "manifest.json"
 SCRATCH = ".scratch"
 BUILDING = ".building"  # locked in the scratch folder for as long as a process builds there
 _log = logging.getLogger(__name__)
+_NODE_KEYS = {"stage": str, "version": int, "name": str, "spec": Mapping, "parents": Mapping, "execution": Mapping}
+_MANIFEST_KEYS = {"stage": str, "spec": dict, "parents": dict, "summary": dict, "inputs": dict, "outputs": dict}
+_REF = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")  # relative, and never above the results folder
 _NOT_CONTENT = frozenset({MANIFEST, ".snakemake_timestamp"})  # the second is what Snakemake leaves in folders
 _MANY = {"pair_id": "pairs", "prompt_id": "prompts"}
 _RECORDED_PACKAGES = (
@@ -79,7 +84,7 @@ def tree_files(folder: Path) -> list[Path]:
 
 def outputs_digest(folder: Path) -> str:
     """sha256 over the outputs an artifact's manifest records: equal for a re-made artifact with the same bytes."""
-    return hashlib.sha256(canonical_json(read_json(folder / MANIFEST)["outputs"]).encode()).hexdigest()
+    return hashlib.sha256(canonical_json(read_manifest(folder / MANIFEST)["outputs"]).encode()).hexdigest()
 
 
 def write_text(path: Path, text: str, *, flush: bool = False) -> None:
@@ -101,11 +106,23 @@ def write_json(path: Path, value: Any, *, flush: bool = False) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file; BadInput names the file where it is missing or broken."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadInput(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return parsed_json(read_text(path), finite=True)
+    except ValueError as error:
         raise BadInput(f"{path}: not JSON ({error}); remove the file and run again") from None
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Read a manifest; BadInput names the file where it is missing, broken, or not of a manifest's shape."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise BadInput(f"{path}: no manifest but {type(content).__name__}; remove the folder and run again")
+    for key, kind in _MANIFEST_KEYS.items():
+        if not isinstance(content.get(key), kind):
+            raise BadInput(f"{path}: no manifest, '{key}' is {content.get(key)!r:.40}; remove the folder and run again")
+    for key, kind in {"parents": str, "inputs": str, "outputs": dict}.items():
+        if wrong := [name for name, value in content[key].items() if not isinstance(value, kind)]:
+            raise BadInput(f"{path}: no manifest, '{key}.{wrong[0]:.40}' is damaged; remove the folder and run again")
+    return content
 
 
 def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
@@ -115,8 +132,11 @@ def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Read the JSONL that ``write_lines`` wrote."""
-    with path.open(encoding="utf-8") as stream:
-        return [json.loads(line) for line in stream]
+    lines = read_text(path).split("\n")  # splitlines would cut texts at characters such as U+2028
+    try:
+        return [parsed_json(line) for line in lines if line]
+    except ValueError as error:
+        raise BadInput(f"{path}: not one JSON object per line ({error}); remove the folder and run again") from None
 
 
 def write_table(path: Path, table: Any) -> None:
@@ -129,20 +149,34 @@ def write_table(path: Path, table: Any) -> None:
 def read_table(path: Path, columns: Sequence[str] | None = None, split: str | None = None) -> Any:
     """Read a parquet table as a pandas data frame: all of it, or some columns, or the rows of one split."""
     import pandas as pd
+    import pyarrow as pa
 
     kept = [("split", "==", split)] if split is not None else None
-    return pd.read_parquet(path, columns=list(columns) if columns is not None else None, filters=kept)
+    try:
+        return pd.read_parquet(path, columns=list(columns) if columns is not None else None, filters=kept)
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such file") from None
+    except (pa.ArrowException, OSError, ValueError, LookupError) as error:
+        raise BadInput(f"{path}: not the table that was written ({error}); remove the folder and run again") from None
 
 
 def read_text(path: Path) -> str:
-    """The text of a file that an artifact or a version-control tool keeps."""
-    return path.read_text(encoding="utf-8")
+    """The text of a file that an artifact or a version-control tool keeps; BadInput names one that is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such file") from None
+    except (IsADirectoryError, NotADirectoryError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: no text in it ({error})") from None
 
 
 def read_rows(path: Path) -> list[list[str]]:
     """Read a CSV file as texts, the header first."""
-    with path.open(encoding="utf-8", newline="") as stream:
-        return list(csv.reader(stream))
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            return list(csv.reader(stream))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: not CSV ({error}); remove the folder and run again") from None
 
 
 def join_one_to_one(left: Any, right: Any, what: str, on: str = "pair_id") -> Any:
@@ -202,16 +236,35 @@ class Node:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Node:
         """Inverse of ``to_json``; BadInput where the recorded id is not the content's."""
-        keys = ("stage", "version", "name", "spec", "parents", "execution")
+        if not isinstance(content, Mapping):
+            raise BadInput(f"spec file is {type(content).__name__}, expected an object; plan again to write it anew")
+        for key, kind in _NODE_KEYS.items():
+            if key not in content:
+                raise BadInput(f"spec file without the key '{key}'; plan again to write it anew")
+            if not isinstance(content[key], kind) or isinstance(content[key], bool):
+                raise BadInput(f"spec file: '{key}' is {content[key]!r:.40}; plan again to write it anew")
+        node = cls(**{key: content[key] for key in _NODE_KEYS})
+        for ref in (node.stage, node.name, *node.parents.values()):
+            if not isinstance(ref, str) or not _REF.fullmatch(ref):
+                raise BadInput(f"spec file: {ref!r:.60} names no artifact; plan again to write it anew")
         try:
-            node = cls(**{key: content[key] for key in keys})
-        except KeyError as error:
-            raise BadInput(f"spec file without the key {error}; plan again to write it anew") from None
-        if content.get("id") != node.id:
+            made = node.id
+        except ValueError as error:  # a number that is none, a text that is no Unicode
+            raise BadInput(f"spec file with a value that is none ({error}); plan again to write it anew") from None
+        if content.get("id") != made:
             raise BadInput(
-                f"spec file says id '{content.get('id')}', its content has id '{node.id}': it was edited by hand"
+                f"spec file says id '{content.get('id')}', its content has id '{made}': it was edited by hand"
             )
         return node
+
+
+def node_of(path: Path) -> Node:
+    """The artifact that a spec file or a manifest describes; BadInput names the file where it describes none."""
+    content = read_json(path)
+    try:
+        return Node.from_json(content)
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from None
 
 
 @cache
@@ -387,10 +440,10 @@ def _let_go(scratch: Path) -> None:
             scratch.rmdir()
 
 
-def _is_json(path: Path) -> bool:
+def _is_manifest(path: Path) -> bool:
     """Whether the file can be read; where not, that is a finding of the artifact that it belongs to."""
     try:
-        read_json(path)
+        read_manifest(path)
     except BadInput:
         return False
     return True
@@ -407,7 +460,7 @@ def verify_artifact(results: Path, node: Node) -> list[str]:
         return [f"{folder}: not made yet (no {MANIFEST})"]
     found = []
     try:
-        manifest = read_json(folder / MANIFEST)
+        manifest = read_manifest(folder / MANIFEST)
     except BadInput as error:
         return [str(error)]
     try:
@@ -418,7 +471,7 @@ def verify_artifact(results: Path, node: Node) -> list[str]:
         path = folder / name
         if not path.is_file():
             found.append(f"{path}: missing, though the manifest lists it")
-        elif file_sha256(path) != recorded["sha256"]:
+        elif file_sha256(path) != recorded.get("sha256"):
             found.append(f"{path}: content is not what the manifest recorded")
     known = set(manifest["outputs"])
     found += [f"{p}: not in the manifest" for p in tree_files(folder) if str(p.relative_to(folder)) not in known]
@@ -426,6 +479,6 @@ def verify_artifact(results: Path, node: Node) -> list[str]:
         path = results / ref / MANIFEST
         if not path.is_file():
             found.append(f"{path}: missing, though {node.ref} was made from it")
-        elif _is_json(path) and outputs_digest(path.parent) != digest:
+        elif _is_manifest(path) and outputs_digest(path.parent) != digest:
             found.append(f"{path.parent}: was made again, with another result, after {node.ref} had read it")
     return found

@@ -258,10 +258,10 @@ def _run_stage(arguments: argparse.Namespace) -> None:
 
 def _make(arguments: argparse.Namespace, spec: Path) -> None:
     """Run the stage over one spec file."""
-    from prefopt.artifacts import Node, read_json, results_of
+    from prefopt.artifacts import node_of, results_of
 
     stage = STAGES[arguments.verb]
-    node = Node.from_json(read_json(spec))
+    node = node_of(spec)
     if node.stage.split("/", maxsplit=1)[0] != stage.folder:
         raise FailedCheck(f"{spec}: a spec of '{node.stage}', which '{stage.verb}' does not make")
     options = RunOptions(**{name: getattr(arguments, name) for name in stage.options})
@@ -388,9 +388,9 @@ def _losses(arguments: argparse.Namespace) -> None:
     from prefopt.procedures import PROCEDURES
 
     if arguments.page is not None:
-        from prefopt.artifacts import write_text
+        from prefopt.artifacts import read_text, write_text
 
-        write_text(arguments.page, page_with_tables(arguments.page.read_text(encoding="utf-8")))
+        write_text(arguments.page, page_with_tables(read_text(arguments.page)))
         print(f"{arguments.page}: tables of methods and steps renewed")
         return
     for name, loss in LOSSES.items():

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prefopt import exact
-from prefopt.artifacts import MANIFEST, read_json, write_json, write_text
+from prefopt.artifacts import MANIFEST, read_json, read_text, write_json, write_text
 from prefopt.errors import BadInput
 from prefopt.items import pipe_table, with_interval
 from prefopt.report import ancestors, cost
@@ -124,7 +124,7 @@ def with_table(text: str, table: str) -> str:
 
 def update_readme(readme: Path, out: Path) -> bool:
     """Put the table of exported results into a README; whether that changed it."""
-    text = readme.read_text(encoding="utf-8")
+    text = read_text(readme)
     updated = with_table(text, results_table(out))
     if updated != text:
         write_text(readme, updated)

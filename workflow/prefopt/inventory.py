@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefopt.artifacts import BUILDING, MANIFEST, SCRATCH, Node, read_json, verify_artifact
+from prefopt.artifacts import BUILDING, MANIFEST, SCRATCH, Node, read_json, read_manifest, verify_artifact
 from prefopt.contexts import is_locked
 from prefopt.errors import BadInput
 
@@ -28,7 +28,7 @@ def artifacts(results: Path) -> dict[str, dict[str, Any]]:
 
 def _readable(path: Path) -> dict[str, Any]:
     try:
-        return read_json(path)
+        return read_manifest(path)
     except BadInput:
         return {}
 

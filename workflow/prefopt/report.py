@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.addresses import kind_of
-from prefopt.artifacts import MANIFEST, read_json, read_lines, read_rows, read_table
+from prefopt.artifacts import MANIFEST, read_json, read_lines, read_manifest, read_rows, read_table
 from prefopt.grids import pages
 
 SAMPLE_PROMPTS = 3
@@ -79,7 +79,7 @@ def ancestors(results: Path, ref: str, artifacts: dict[str, dict[str, Any]], abs
             if not (results / current / MANIFEST).is_file():
                 absent.add(current)
                 continue
-            artifacts[current] = read_json(results / current / MANIFEST)
+            artifacts[current] = read_manifest(results / current / MANIFEST)
         stack.append((current, True))
         stack += [(parent, False) for parent in reversed(artifacts[current]["parents"].values())]
     return list(ordered)

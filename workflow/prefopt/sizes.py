@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prefopt.artifacts import MANIFEST, Node, read_json
+from prefopt.artifacts import MANIFEST, Node, read_manifest
 from prefopt.plan import Plan
 
 # Assumed where no artifact tells: tokens of the embedded world, rows of hub data sets, sizes that names do not give.
@@ -60,7 +60,7 @@ class Sizes:
         """The summary of a finished artifact; empty where it is not there."""
         if node.ref not in self._summaries:
             path = self.results / node.ref / MANIFEST
-            self._summaries[node.ref] = read_json(path)["summary"] if path.is_file() else {}
+            self._summaries[node.ref] = read_manifest(path)["summary"] if path.is_file() else {}
         return self._summaries[node.ref]
 
     def parent(self, node: Node, *roles: str) -> Node:

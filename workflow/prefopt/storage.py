@@ -15,6 +15,7 @@ from prefopt.errors import BadInput, PrefoptError, TryAgain
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
+_NO_SUCH = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
 _NUMBERS = (r"\(os error (\d+)\)", r"\[[Ee]rrno (\d+)\]")  # as Rust and Arrow put it into their texts
 _NO_MEMORY = ("can't allocate memory", "bad_alloc", "Cannot allocate memory")
 
@@ -68,7 +69,7 @@ def _flush(path: Path) -> None:
 
 
 def told(error: BaseException, where: object) -> PrefoptError | None:
-    """The failure in a user's words where the machine ran out of something or lets nothing be written; else None.
+    """The failure in a user's words: the machine ran out of something, or a path cannot be written or read; else None.
 
     ``where`` is named when the error itself names no file.
     """
@@ -87,6 +88,8 @@ def told(error: BaseException, where: object) -> PrefoptError | None:
                 f"{place}: {os.strerror(number)}; give this user access to it, or name another folder as results in "
                 "config.yaml"
             )
+    if isinstance(error, OSError) and error.errno in _NO_SUCH and error.filename:
+        return BadInput(f"{error.filename}: {os.strerror(error.errno)}; correct the path")
     return None
 
 

@@ -10,7 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefopt.artifacts import MANIFEST, Node, read_json, write_json, write_text
+from prefopt.artifacts import MANIFEST, node_of, read_json, write_json, write_text
 from prefopt.errors import BadInput, FailedCheck
 
 if TYPE_CHECKING:
@@ -63,7 +63,10 @@ def add_verbs(
 
 def finished_items(manifests: Sequence[Path]) -> tuple[Path, list[str]]:
     """The results folder and the ``stage/id`` of the items whose manifests were named."""
-    nodes = {path: Node.from_json(read_json(path)) for path in manifests}
+    nodes = {path: node_of(path) for path in manifests}
+    for path, node in nodes.items():
+        if not path.resolve().as_posix().endswith(f"/{node.ref}/{MANIFEST}"):
+            raise BadInput(f"{path}: it says that it is of {node.ref}, which is not the folder that it lies in")
     roots = {path.resolve().parents[node.ref.count("/") + 1] for path, node in nodes.items()}
     if len(roots) != 1:
         raise BadInput(f"the manifests lie in several results folders: {', '.join(sorted(map(str, roots)))}")
