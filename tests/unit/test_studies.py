@@ -254,6 +254,18 @@ def test_declared_items_are_reproduced(root, name):
     assert "not available" in declaration.item.note  # nobody takes our derivations for the paper's figures
 
 
+def test_rounds_on_three_responses_are_reproduced(root):
+    """The item's claims, and momentum 1/2 by hand: e = 1.5, then 2.5 + .5 (2.5 - 1) = 3.25."""
+    declaration = load_item(root / "config" / "experiments" / "own" / "tabular_rounds.yaml")
+    found = get_study("tabular_rounds")
+    values = found.run(declaration.study.params).values
+    verdicts = {row.claim: exact.judge(row.model_dump(), values)["verdict"] for row in declaration.expect}
+    assert set(verdicts.values()) == {"reproduced"}, verdicts
+    other = found.run({"momentum": 0.5, "accelerated": 2, "rounds": 1}).values
+    assert other["accelerated_exponent"] == pytest.approx(3.25)
+    assert other["momentum_gap"] < 1e-12
+
+
 def test_other_parameters_give_other_numbers():
     recovery = get_study("distillation_recovery")
     values = recovery.run({"beta": 2.0, "draws": 1}).values

@@ -21,6 +21,7 @@ STUDY_SECONDS = {
     "mallows_estimator": 0.6,
     "mallows_theta_links": 0.5,
     "mallows_laws": 0.5,
+    "tabular_rounds": 0.5,
     "mallows_phi_links": 0.2,
 }
 
