@@ -94,7 +94,7 @@ def _advantages(policy: np.ndarray, reward: np.ndarray, lam: float) -> dict[str,
 
 
 def _exponents(momentum: float, rounds: int) -> list[float]:
-    """e_t where a round's policy is ref exp(e_t r / beta): fits f_t = e_{t-1} + 1, e_t = f_t + momentum (f_t - f_{t-1})."""
+    """e_t of policies ref exp(e_t r / beta): fits f_t = e_{t-1} + 1, then e_t = f_t + momentum (f_t - f_{t-1})."""
     end = before = 0.0
     found = []
     for _ in range(rounds):
