@@ -170,6 +170,12 @@ def test_a_file_that_is_no_cache(tmp_path, content):
     told(lambda: AnswerCache(tmp_path, {"name": "j"}), r"\.sqlite: not a file of a judge's answers .*move it away")
 
 
+def test_a_cache_whose_schema_is_damaged(tmp_path):
+    path = cache_file(tmp_path)
+    path.write_bytes(path.read_bytes().replace(b"question TEXT", b"question \x80EXT"))
+    told(lambda: AnswerCache(tmp_path, {"name": "j"}), r"\.sqlite: not a file of a judge's answers .*move it away")
+
+
 def test_a_folder_in_place_of_a_cache(tmp_path):
     path = cache_file(tmp_path)
     path.unlink()

@@ -77,7 +77,7 @@ def test_any_manifest_is_sound_or_a_finding(results, manifest, data):
     path.write_bytes(broken if isinstance(broken, bytes) else json.dumps(broken).encode())
     try:
         findings = verify_artifact(results, CHILD)
-        found = outcome(lambda: read_manifest(path), str(path))
+        found = outcome(lambda: read_manifest(path, *manifest.keys()), str(path))
         if isinstance(found, BadInput):
             assert findings == [str(found)]
         listed = artifacts(results)
@@ -175,7 +175,7 @@ def test_a_folder_in_place_of_a_file_and_no_file_at_all(tmp_path, read):
 @pytest.mark.parametrize("key", ["outputs", "inputs", "parents", "summary", "spec", "stage"])
 def test_a_manifest_without_a_part_is_told(results, manifest, tmp_path, key):
     (tmp_path / MANIFEST).write_text(json.dumps({name: value for name, value in manifest.items() if name != key}))
-    told(lambda: read_manifest(tmp_path / MANIFEST), rf"manifest\.json: no manifest, '{key}' is None")
+    told(lambda: read_manifest(tmp_path / MANIFEST, key), rf"manifest\.json: no manifest, '{key}' is None")
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------

@@ -78,8 +78,8 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("votes")
 
 
-def write(path, rows: list) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+def write(path, rows) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in (rows if isinstance(rows, list) else [rows])))
 
 
 def assert_votes(votes) -> None:

@@ -84,7 +84,7 @@ def tree_files(folder: Path) -> list[Path]:
 
 def outputs_digest(folder: Path) -> str:
     """sha256 over the outputs an artifact's manifest records: equal for a re-made artifact with the same bytes."""
-    return hashlib.sha256(canonical_json(read_manifest(folder / MANIFEST)["outputs"]).encode()).hexdigest()
+    return hashlib.sha256(canonical_json(read_manifest(folder / MANIFEST, "outputs")["outputs"]).encode()).hexdigest()
 
 
 def write_text(path: Path, text: str, *, flush: bool = False) -> None:
@@ -111,16 +111,19 @@ def read_json(path: Path) -> Any:
         raise BadInput(f"{path}: not JSON ({error}); remove the file and run again") from None
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """Read a manifest; BadInput names the file where it is missing, broken, or not of a manifest's shape."""
+def read_manifest(path: Path, *needed: str) -> dict[str, Any]:
+    """Read a manifest; BadInput names the file where it is missing or broken, or where a part is not what it should be.
+
+    Parts that are not ``needed`` may be missing.
+    """
     content = read_json(path)
     if not isinstance(content, dict):
         raise BadInput(f"{path}: no manifest but {type(content).__name__}; remove the folder and run again")
     for key, kind in _MANIFEST_KEYS.items():
-        if not isinstance(content.get(key), kind):
+        if (key in content or key in needed) and not isinstance(content.get(key), kind):
             raise BadInput(f"{path}: no manifest, '{key}' is {content.get(key)!r:.40}; remove the folder and run again")
     for key, kind in {"parents": str, "inputs": str, "outputs": dict}.items():
-        if wrong := [name for name, value in content[key].items() if not isinstance(value, kind)]:
+        if wrong := [name for name, value in content.get(key, {}).items() if not isinstance(value, kind)]:
             raise BadInput(f"{path}: no manifest, '{key}.{wrong[0]:.40}' is damaged; remove the folder and run again")
     return content
 
@@ -443,7 +446,7 @@ def _let_go(scratch: Path) -> None:
 def _is_manifest(path: Path) -> bool:
     """Whether the file can be read; where not, that is a finding of the artifact that it belongs to."""
     try:
-        read_manifest(path)
+        read_manifest(path, "outputs")
     except BadInput:
         return False
     return True
@@ -460,7 +463,7 @@ def verify_artifact(results: Path, node: Node) -> list[str]:
         return [f"{folder}: not made yet (no {MANIFEST})"]
     found = []
     try:
-        manifest = read_manifest(folder / MANIFEST)
+        manifest = read_manifest(folder / MANIFEST, *_MANIFEST_KEYS)
     except BadInput as error:
         return [str(error)]
     try:

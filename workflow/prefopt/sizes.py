@@ -60,7 +60,7 @@ class Sizes:
         """The summary of a finished artifact; empty where it is not there."""
         if node.ref not in self._summaries:
             path = self.results / node.ref / MANIFEST
-            self._summaries[node.ref] = read_manifest(path)["summary"] if path.is_file() else {}
+            self._summaries[node.ref] = read_manifest(path, "summary")["summary"] if path.is_file() else {}
         return self._summaries[node.ref]
 
     def parent(self, node: Node, *roles: str) -> Node:

@@ -65,10 +65,10 @@ class AnswerCache:
     def _execute(self, statement: str, values: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
         try:
             return self._connection.execute(statement, values).fetchall()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # the second for a damaged schema
             raise self._failure(error) from error
 
-    def _failure(self, error: sqlite3.Error) -> PrefoptError:
+    def _failure(self, error: Exception) -> PrefoptError:
         if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in _MAY_PASS:
             return TryAgain(f"{self._path}: the judge's answers cannot be kept there ({error})")
         return BadInput(f"{self._path}: not a file of a judge's answers ({error}); {_MOVE_AWAY}")

@@ -114,7 +114,7 @@ def _costs(build: Build, item: dict[str, Any]) -> dict[str, float]:
     spent: dict[str, list[float]] = {}
     for point in item["points"]:
         for ref in point["runs"].values():
-            manifest = read_manifest(build.results / ref / MANIFEST)
+            manifest = read_manifest(build.results / ref / MANIFEST, "parents")
             own: dict[str, float] = {}
             for role, parent in manifest["parents"].items():
                 if role.startswith("round"):
@@ -127,7 +127,7 @@ def _count_own(results: Path, ref: str, own: dict[str, float]) -> bool:
     """Put the CPU seconds of policies, and of what they led to, into ``own``, from ``ref`` down; whether it is such."""
     if ref in own:
         return True
-    manifest = read_manifest(results / ref / MANIFEST)
+    manifest = read_manifest(results / ref / MANIFEST, "parents", "stage")
     from_policies = [_count_own(results, parent, own) for parent in manifest["parents"].values()]
     if manifest["stage"] == "policy" or any(from_policies):
         own[ref] = manifest["cpu_seconds"]
@@ -179,7 +179,7 @@ def _weights(build: Build) -> dict[str, Sample]:
         pairs = read_table(build.parent(f"pairs.{name}") / "pairs.parquet", ("pair_id", "prompt_id", "prompt", "meta"))
         table = join_one_to_one(weights, pairs, f"dispersion of {name}")
         found[name] = Sample(
-            phi_star=read_manifest(folder / MANIFEST)["summary"]["phi_star"],
+            phi_star=read_manifest(folder / MANIFEST, "summary")["summary"]["phi_star"],
             weight=table["dispersion_weight"].to_numpy(),
             prompt_id=table["prompt_id"].to_numpy(),
             kind=np.array([json.loads(meta or "{}").get("kind") for meta in table["meta"]], dtype=object),
@@ -203,7 +203,7 @@ def _exact(build: Build) -> tuple[dict[str, Any], pd.DataFrame, str, dict[str, s
     folder = build.parent("study")
     values = read_json(folder / "values.json")
     item = exact.collect_exact(build.node.spec, values, build.node.parents["study"])
-    summary = read_manifest(folder / MANIFEST)["summary"]
+    summary = read_manifest(folder / MANIFEST, "summary")["summary"]
     first = summary["figures"][0]
     figure = (folder / "figures" / f"{first}.svg").read_text(encoding="utf-8")
     text = exact.markdown(item)
