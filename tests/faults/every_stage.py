@@ -35,7 +35,7 @@ def dialogues() -> dict:
     """Pairs, base, tokens, sft, reference, dispersion, reward, policy, prompts, generations, judgements, metrics."""
     evaluate = item()["evaluate"] | {"prompts": None, "prompt_set": {"kind": "file", "path": "asked.json"}}
     arms = {"mallows_theta": item()["arms"]["mallows_theta"]}
-    return item(arms=arms, rewards={}, samples=None, policy=TRAIN, evaluate=evaluate)
+    return item(arms=arms, rewards={}, samples=None, policy=TRAIN | {"steps": 12}, evaluate=evaluate)
 
 
 def grid() -> dict:
@@ -50,7 +50,7 @@ def grid() -> dict:
         "conditions": {"one": {"data": WORLD, "relabel": {"oracle": oracle}}},
         "rewards": {"two": {"members": 2, "train": TRAIN}},
         "samples": SAMPLING,
-        "policy": TRAIN | {"steps": 12},
+        "policy": TRAIN,
         "arms": {"capo": {"loss": {"name": "capo", "beta": 0.1}, "rewards": "two", "win_rate_samples": 2}},
         "evaluate": {
             "sets": {"test": {"data": WORLD, "prompts": 8}},

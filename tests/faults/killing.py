@@ -6,6 +6,7 @@ process is its own: the command line's ``main`` runs in it, signals and memory l
 
 from __future__ import annotations
 
+import ctypes
 import json
 import multiprocessing
 import os
@@ -30,6 +31,7 @@ from prefopt.stages import STAGES
 HERE = Path(__file__).parent
 VERBS = {stage.folder: verb for verb, stage in STAGES.items()}
 SECONDS = 120.0
+M_MMAP_THRESHOLD = -3  # of malloc.h
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 # What says when, where and for how long it was made, not what it is; threads: main imports torch in some forks only.
 VOLATILE = ("git", "finished", "wall_seconds", "cpu_seconds", "peak_memory_mb", "device", "threads")
@@ -101,7 +103,10 @@ def _watched(hurt: Hurt) -> list[int]:
 
 
 def _limit_memory(extra: int, step: int) -> None:
+    """Tensors of some size are then asked for at the system, and not taken from what an earlier step gave back."""
     from prefopt import trainer
+
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 14)
 
     advance = trainer._Run.advance
 
