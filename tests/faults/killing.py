@@ -158,11 +158,18 @@ class Everything:
         return ended(job)
 
     def make_all(self) -> None:
+        ended(self._forks_nothing())  # the server's imports are no part of the first job's time
         for node in self.nodes.values():
             began = time.monotonic()
             assert self.run(node) == 0, self.log(node).read_text()
             self.seconds[node.ref] = time.monotonic() - began
             self.writes[node.ref] = int(self.log(node).with_suffix(".writes").read_text())
+
+    @staticmethod
+    def _forks_nothing() -> Any:
+        job = FORKS.Process(target=os.getpid)
+        job.start()
+        return job
 
     def manifest(self, node: Node) -> dict[str, Any]:
         return lasting(read_json(self.results / node.ref / MANIFEST))
@@ -207,7 +214,8 @@ def killed_after(everything: Everything, node: Node, number: signal.Signals, sha
         job.join(delay)
         if job.exitcode is None:
             os.kill(job.pid, number)
-            return ended(job)
+            if code := ended(job):
+                return code
         delay /= 2
 
 
@@ -217,8 +225,9 @@ def killed_at_write(everything: Everything, node: Node, number: signal.Signals, 
     while True:
         shutil.rmtree(everything.results / node.ref, ignore_errors=True)
         code = everything.run(node, Hurt(number, event))
-        if code or event == 1:
+        if code:
             return code
+        assert event > 1, "the first write was not reached"
         event = max(1, event - 4)  # fewer folders are made than the first time
 
 

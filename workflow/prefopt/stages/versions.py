@@ -170,9 +170,9 @@ def _checkout() -> Path:
 def remake(results: Path, damaged: Iterable[str]) -> None:
     """Remove damaged artifacts and what was made from them, and say so; the next run makes them again."""
     from prefopt.inventory import remove_for_remake
-    from prefopt.launch import only_run
+    from prefopt.launch import only_run, only_run_of
 
-    with only_run():
+    with only_run(), only_run_of(results):
         gone = remove_for_remake(results, damaged)
     print("\n".join(f"removed  {results / ref}" for ref in gone))
     print(f"{len(gone)} artifacts removed; the next `make reproduce` makes them again")
@@ -180,7 +180,7 @@ def remake(results: Path, damaged: Iterable[str]) -> None:
 
 def _gc(arguments: argparse.Namespace) -> None:
     from prefopt.inventory import remove, unreached
-    from prefopt.launch import only_run
+    from prefopt.launch import only_run, only_run_of
 
     results, wanted, unplanned = _reached(arguments)
     left_out = tuple(filter(None, arguments.leave_out.split(",")))
@@ -204,7 +204,7 @@ def _gc(arguments: argparse.Namespace) -> None:
             f"nothing removed: {names} cannot be planned here; say --data-root where their data are, or --leave-out "
             f"'{names}' where their unfinished parts may go"
         )
-    with only_run():
+    with only_run(), only_run_of(results):
         remove(results, unreached(results, wanted))
     print(f"{total}: removed")
 
