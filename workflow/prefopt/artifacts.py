@@ -159,6 +159,8 @@ def read_table(path: Path, columns: Sequence[str] | None = None, split: str | No
         return pd.read_parquet(path, columns=list(columns) if columns is not None else None, filters=kept)
     except FileNotFoundError:
         raise BadInput(f"{path}: no such file") from None
+    except MemoryError:  # of the machine, and no finding about the file, though Arrow's is one of its own as well
+        raise
     except (pa.ArrowException, OSError, ValueError, LookupError) as error:
         raise BadInput(f"{path}: not the table that was written ({error}); remove the folder and run again") from None
 
@@ -405,7 +407,7 @@ def _check_parents(node: Node, results: Path) -> None:
         target = results / ref / MANIFEST
         if not target.is_file():
             raise BadInput(f"{target}: not there, and {node.ref} is made from it; make it first: snakemake {target}")
-        for name, recorded in read_json(target)["outputs"].items():
+        for name, recorded in read_manifest(target)["outputs"].items():
             path = results / ref / name
             size = path.stat().st_size if path.is_file() else 0
             if size != recorded.get("bytes", size):
