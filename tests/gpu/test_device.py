@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 import tiny
-from prefopt.models import set_precision
+from prefopt.bulk import reward_pairs, score_pairs
+from prefopt.generation import generate
+from prefopt.models import new_reward_model, save_model, set_precision
 from prefopt.objectives import PolicyObjective
 from prefopt.scoring import response_scores
-from prefopt.specs import TrainSpec
+from prefopt.specs import SamplingSpec, TrainSpec
 from prefopt.trainer import train
 
 pytestmark = [
@@ -59,3 +62,32 @@ def trained(device: str, folder, precision: str = "fp32") -> list[float]:
 @pytest.mark.parametrize(("precision", "band"), [("fp32", 1e-4), ("bf16", 0.02)])
 def test_training_on_the_device_follows_the_cpu(tmp_path, precision, band):
     assert trained("cuda", tmp_path, precision) == pytest.approx(trained("cpu", tmp_path), abs=band)
+
+
+@pytest.mark.parametrize("precision", BAND)
+def test_rewards_of_the_device_are_those_of_the_cpu(tmp_path, precision):
+    save_model(tiny.causal_lm(), tiny.tokenizer(), tmp_path)
+    found = []
+    for device, how in (("cpu", "fp32"), ("cuda", precision)):
+        model = new_reward_model(tmp_path, seed=1, device=device, precision=how)
+        columns = (PAIRS[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
+        found.append(torch.tensor(np.stack(reward_pairs(model, *columns, batch_size=8))))
+    assert torch.allclose(*found, atol=BAND[precision], rtol=0)
+
+
+def test_greedy_answers_of_the_device_are_those_of_the_cpu():
+    sampling = SamplingSpec(max_new_tokens=12, temperature=0.0, batch_size=5)
+    near, far = (
+        generate(tiny.causal_lm().to(device), tiny.tokenizer(), PAIRS["prompt_ids"], sampling).response_ids
+        for device in ("cpu", "cuda")
+    )
+    assert near == far
+
+
+@pytest.mark.parametrize("batch", [1, 64])
+def test_scores_of_the_device_do_not_depend_on_the_batch(batch):
+    model = tiny.causal_lm().to("cuda")
+    columns = [PAIRS[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids")]
+    some, expected = (score_pairs(model, *columns, batch_size=size) for size in (batch, 8))
+    for name, values in expected.items():
+        np.testing.assert_allclose(some[name], values, rtol=0, atol=BAND["fp32"], err_msg=name)
