@@ -60,17 +60,18 @@ class _TokenLogp(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         kept = torch.empty((len(hidden), len(weight)), dtype=low, device=hidden.device) if keep else None
         product = _inputs(weight, low)
+        first, second = (_room(hidden, weight, chunk) for _ in range(2))
         found = []
         with torch.autocast(hidden.device.type, enabled=False):
             for at in _slices(len(hidden), chunk):
-                logits = _logits(hidden[at], product, bias)
-                p = logits.softmax(dim=-1)
+                logits = _logits(hidden[at], product, bias, first)
+                p = torch.softmax(logits, dim=-1, out=second[: len(logits)])
                 log_total = logits.amax(dim=-1) - p.amax(dim=-1).log()  # log sum exp
                 logp = logits.gather(1, target[at, None]).squeeze(1) - log_total
-                nats = log_total - (p * _finite(logits)).sum(dim=-1) if entropy else torch.zeros_like(logp)
-                found.append((logp, nats, log_total))
                 if keep:
                     kept[at] = p
+                nats = log_total - p.mul_(_finite_(logits)).sum(dim=-1) if entropy else torch.zeros_like(logp)
+                found.append((logp, nats, log_total))
         logp, nats, log_total = (torch.cat(parts) for parts in zip(*found, strict=True))
         ctx.save_for_backward(hidden, weight, bias, target, log_total, nats, kept)
         ctx.low, ctx.chunk = low, chunk
@@ -85,23 +86,28 @@ class _TokenLogp(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if needed[0] else None
         grad_weight = torch.zeros_like(weight, dtype=_at_least_fp32(weight.dtype)) if needed[1] else None
         grad_bias = torch.zeros_like(bias, dtype=_at_least_fp32(bias.dtype)) if needed[2] else None
+        chunk = ctx.chunk if kept is None else _WIDER * ctx.chunk
+        slopes = torch.zeros_like(log_total) if grad_logp is None else grad_logp
+        first, second = (_room(hidden, weight, chunk) if kept is None else None for _ in range(2))
+        lower = second if second is not None and second.dtype == low else _room(hidden, weight, chunk, low)
         with torch.autocast(hidden.device.type, enabled=False):
-            for at in _slices(len(hidden), ctx.chunk if kept is None else _WIDER * ctx.chunk):
+            for at in _slices(len(hidden), chunk):
+                slope = slopes[at]
+                d = lower[: len(slope)]
                 if kept is None:
-                    log_p = _logits(hidden[at], product, bias) - log_total[at, None]
-                    p = log_p.exp()
+                    log_p = _logits(hidden[at], product, bias, first).sub_(log_total[at, None])
+                    p = torch.exp(log_p, out=second[: len(log_p)])
+                    if grad_nats is not None:
+                        log_p = _finite_(log_p).add_(nats[at, None]).mul_(p).mul_(grad_nats[at, None])
+                    p.mul_(-slope[:, None])
+                    d.copy_(p if grad_nats is None else p.sub_(log_p))
                 else:
-                    log_p, p = None, kept[at]
-                slope = torch.zeros_like(log_total[at]) if grad_logp is None else grad_logp[at]
-                d = p * -slope[:, None].to(p.dtype)
-                if grad_nats is not None:
-                    d -= grad_nats[at, None] * p * (_finite(log_p) + nats[at, None])
-                d[torch.arange(len(d), device=d.device), target[at]] += slope.to(d.dtype)
-                d = d.to(low)
+                    torch.mul(kept[at], -slope[:, None].to(low), out=d)
+                d[torch.arange(len(d), device=d.device), target[at]] += slope.to(low)
                 if grad_hidden is not None:
                     grad_hidden[at] = _product(d, sides)
                 if grad_weight is not None:
-                    grad_weight += _product(d.t(), inputs[at])
+                    _add_product(grad_weight, d.t(), inputs[at])
                 if grad_bias is not None:
                     grad_bias += d.sum(dim=0, dtype=grad_bias.dtype)
         grads = (grad_hidden, _like(grad_weight, weight), _like(grad_bias, bias))
@@ -117,9 +123,19 @@ def _inputs(weight: Tensor, low: torch.dtype) -> Tensor:
     return weight.to(low) if weight.is_cuda else weight
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    logits = _product(hidden.to(weight.dtype), weight.t())
-    return logits if bias is None else logits + bias
+def _room(hidden: Tensor, weight: Tensor, chunk: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Memory for one chunk of logits, used by every chunk: what is allocated anew is paged in anew, chunk by chunk."""
+    dtype = dtype or _at_least_fp32(weight.dtype)
+    return torch.empty((min(chunk, len(hidden)), len(weight)), dtype=dtype, device=hidden.device)
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, room: Tensor) -> Tensor:
+    logits = room[: len(hidden)]
+    if weight.dtype == room.dtype:
+        torch.mm(hidden.to(weight.dtype), weight.t(), out=logits)
+    else:
+        logits.copy_(_product(hidden.to(weight.dtype), weight.t()))
+    return logits if bias is None else logits.add_(bias)
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
@@ -130,13 +146,21 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     return product.to(_at_least_fp32(product.dtype))
 
 
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right, in place where the types allow it."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += _product(left, right)
+
+
 def _at_least_fp32(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _finite(values: Tensor) -> Tensor:
-    """For products with probabilities: 0 log 0 = 0 for tokens that a model rules out with -inf."""
-    return values.clamp(min=torch.finfo(values.dtype).min)
+def _finite_(values: Tensor) -> Tensor:
+    """For products with probabilities, in place: 0 log 0 = 0 for tokens that a model rules out with -inf."""
+    return values.clamp_(min=torch.finfo(values.dtype).min)
 
 
 def _like(grad: Tensor | None, parameter: Tensor | None) -> Tensor | None:
