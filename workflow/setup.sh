@@ -21,7 +21,7 @@ command -v "$PYTHON" >/dev/null || {
 }
 say "virtual environment .venv ($("$PYTHON" --version))"
 "$PYTHON" -m venv --clear .venv
-.venv/bin/python -m pip install --quiet --disable-pip-version-check "$(grep '^uv==' envs/bootstrap.txt)"
+.venv/bin/python -m pip install -qq --disable-pip-version-check "$(grep '^uv==' envs/bootstrap.txt)"
 
 if .venv/bin/python -m pip install --quiet --no-index --no-deps --compile "$TORCH" 2>/dev/null; then
   say "$TORCH from this machine's own wheels"
@@ -32,8 +32,8 @@ else
   .venv/bin/uv pip install -c requirements.lock "$TORCH"
 fi
 
-say "$(grep -c '==' requirements.lock) pinned packages from requirements.lock"
-.venv/bin/uv pip install --no-deps -r requirements.lock
+say "$(grep -c '==' requirements.lock) pinned packages from requirements.lock; this takes about a minute"
+.venv/bin/uv pip install --quiet --no-deps -r requirements.lock
 say "prefopt, editable"
 .venv/bin/uv pip install --quiet --no-deps --editable .
 .venv/bin/uv pip check --quiet

@@ -120,7 +120,8 @@ def launch(command: Sequence[str], logs: Path) -> int:
     """
     with only_run() as checkout, only_run_of(logs.parent) as results:
         started = time.time()
-        code = run_beside_server(command, inherited=[checkout, results])
+        with jobs_left(STATE / "log"):
+            code = run_beside_server(command, inherited=[checkout, results])
     if code:
         for failure in failures(logs, started):
             print(failure, file=sys.stderr)
