@@ -378,7 +378,7 @@ def _report(arguments: argparse.Namespace) -> None:
 
     results, refs = versions.finished_items(arguments.manifests)
     html = render_report(collect_report(results, refs))
-    write_text(arguments.out, html)
+    write_text(arguments.out, html, flush=True)
     print(f"report: {arguments.out} ({len(html) / 1e6:.1f} MB)")
 
 

@@ -107,7 +107,7 @@ def _publish(arguments: argparse.Namespace, plan_of: PlanOf) -> None:
         if not refs:
             raise BadInput(f"{results}: none of the configured items is finished; run `make reproduce` first")
     outcome = publish(results, refs, weights=arguments.weights)
-    write_json(arguments.out or results / PUBLISHED, _record(outcome))
+    write_json(arguments.out or results / PUBLISHED, _record(outcome), flush=True)
     for warning in outcome["warnings"]:
         print(f"prefopt publish: {warning}", file=sys.stderr)
     done = f"MLflow: {len(outcome['imported'])} runs imported, {len(outcome['unchanged'])} unchanged"
