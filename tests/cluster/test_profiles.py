@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from installed import packages_of
-from small_project import ROOT, Project
+from small_project import ROOT, Project, item
 
 KUBECTL = """#!{python}
 import json, subprocess, sys
@@ -94,3 +94,33 @@ def test_without_an_image_the_kubernetes_profile_says_what_to_set(tmp_path):
     run = subprocess.run(command, capture_output=True, text=True, check=False, env={"PATH": os.environ["PATH"]})
     assert run.returncode == 1
     assert "set PREFOPT_IMAGE" in run.stderr
+
+
+@pytest.mark.skipif(
+    not os.environ.get("PREFOPT_LONG_TESTS"),
+    reason="half a minute of processor time: PREFOPT_LONG_TESTS=1 runs it",
+)
+def test_job_scripts_run_nothing_that_a_users_names_say(project, installed, tmp_path):
+    """Files, title and note are commands; the folder has a space; the scripts are run as a cluster would."""
+    names = ["$(touch pwned);touch pwned.jsonl", "a'b.jsonl", 'c"d.jsonl', "e\ntouch pwned\n.jsonl", "-n.jsonl"]
+    rows = (project.folder / "pairs.jsonl").read_text().splitlines(keepends=True)
+    moved = Project(project.folder.rename(tmp_path / "two words"))
+    for number, name in enumerate(names):
+        (moved.folder / name).write_text("".join(rows[number :: len(names)]))
+    content = item()
+    content["item"] |= {"title": "t'; touch pwned; '$(touch pwned)", "note": "`touch pwned`"}
+    content["data"]["source"]["paths"] = names
+    moved.declare(content)
+    kubectl = tmp_path / "bin" / "kubectl"
+    kubectl.parent.mkdir()
+    kubectl.write_text(KUBECTL.format(python=sys.executable))
+    kubectl.chmod(0o755)
+    (moved.folder / "workflow").symlink_to(ROOT / "workflow")
+    env = environment(moved, installed["kubernetes"])
+    env["PATH"] = os.pathsep.join([str(kubectl.parent), env["PATH"]])
+    moved.snakemake("-n", check=True)
+    target = Path("results/pairs") / moved.spec("pairs").stem / "manifest.json"
+    run = snakemake(moved, "kubernetes", env, "--latency-wait", 5, "--", target)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert (moved.folder / target).is_file()
+    assert [path for path in tmp_path.rglob("pwned*") if path.is_file()] == []
