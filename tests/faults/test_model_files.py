@@ -151,8 +151,8 @@ def test_nothing_in_the_package_reads_pickles_or_yaml_that_builds_objects():
             if name == "yaml.load":
                 assert settings["Loader"] == "_Loader", (path, call.lineno)
                 loads.append(path.name)
-    assert sorted(loads) == ["checkpoints.py", "config.py"]
-    from prefopt.config import _Loader, yaml
+    assert sorted(loads) == ["checkpoints.py", "yaml_text.py"]
+    from prefopt.yaml_text import _Loader, yaml
 
     assert issubclass(_Loader, yaml.SafeLoader | yaml.CSafeLoader)
 
