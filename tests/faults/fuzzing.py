@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from prefopt.errors import BadInput, one_line
 
 LONG = bool(os.environ.get("PREFOPT_LONG_TESTS"))
-SHORT_SHARE = 50  # of a property's inputs, one in so many is tried by default
+SHORT_SHARE = 100  # of a property's inputs, one in so many is tried by default
 SLOWEST = timedelta(seconds=20)  # of one input; most take milliseconds, and this machine may be busy
 PLANNED: dict[str, int] = {}  # property -> inputs with PREFOPT_LONG_TESTS=1
 

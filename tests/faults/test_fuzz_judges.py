@@ -172,7 +172,7 @@ def test_a_file_that_is_no_cache(tmp_path, content):
 
 def test_a_cache_whose_schema_is_damaged(tmp_path):
     path = cache_file(tmp_path)
-    path.write_bytes(path.read_bytes().replace(b"question TEXT", b"question \x80EXT"))
+    path.write_bytes(path.read_bytes().replace(b"CREATE TABLE answers", b"CREATE TABL\x80 answers"))
     told(lambda: AnswerCache(tmp_path, {"name": "j"}), r"\.sqlite: not a file of a judge's answers .*move it away")
 
 
