@@ -229,6 +229,7 @@ VOTES = {
     "a rating that is NaN": (one("hanna", RE=float("nan")), "line 4: 'RE' is nan, expected a number"),
     "a rating that is a list": (one("hanna", RE=[1]), r"line 4: 'RE' is \[1\], expected a number"),
     "a slot that rates twice": (one("hanna", system="x"), "line 4: 'system' is 'x', which this slot rated before"),
+    "a system that is no Unicode": (one("mt_bench_human", model_a="\ud800"), "row 1: the name .* has a lone surrogate"),
     "an item without output": (one("llmbar", 0, output_2=None), "line 1: no 'output_2'"),
     "two answers of one system": (one("qlora", 2, system="x"), "line 3: 'response' of 'x' to question 1 differs"),
     "a question without number": (one("qlora", 0, question_id=None), "line 1: no 'question_id'"),

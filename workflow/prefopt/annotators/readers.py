@@ -25,7 +25,7 @@ from prefopt.annotators.rows import (
 from prefopt.annotators.votes import CHOICES, Ballot, Collector, RankedPrompt, VotedPair, Votes
 from prefopt.errors import BadInput, nearest
 from prefopt.json_text import parsed_json
-from prefopt.readers import BadRow
+from prefopt.readers import BadRow, broken_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,12 @@ def read_votes(paths: Sequence[Path], reader: str = "auto") -> Votes:
         if not isinstance(placed.row, Mapping):
             raise bad_row(placed, f"{type(placed.row).__name__} where an object with keys is expected")
     votes = _reader(reader, rows).read(rows)
+    for pair in votes.pairs:
+        for name in (pair.system_a, pair.system_b, *(ballot.annotator for ballot in pair.ballots)):
+            if broken_at(name) is not None:
+                raise BadInput(
+                    f"{paths[0]}: row {pair.place + 1}: the name {name!r:.60} has a lone surrogate, no Unicode"
+                )
     if not any(pair.ballots for pair in votes.pairs):
         raise BadInput(f"{paths[0]}: no votes in it")
     return votes
