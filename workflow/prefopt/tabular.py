@@ -30,6 +30,7 @@ else:
     special = LazyModule("scipy.special")
 
 NEWTON_STEPS = 200
+_ROUNDING = 2e-15  # of a sum over pairs: what a step promises below it, values cannot show
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ def minimise(objective: PairObjective, start: ArrayLike) -> Values:
 def _damping(objective: PairObjective, theta: Values, step: Values, descent: float) -> float:
     """Largest of 1, 1/2, 1/4, ... that lowers the objective as its slope promises; 1 where rounding decides."""
     before, scale = objective.value(theta), 1.0
-    while scale > 1e-10:
+    while scale > 1e-10 and abs(descent) > _ROUNDING * (1 + abs(before)):
         if objective.value(theta + scale * step) <= before + 1e-4 * scale * descent:
             return scale
         scale /= 2
