@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 
 from prefopt.artifacts import MANIFEST, Build, Node, building
+from prefopt.plan import Plan, load_plan
 from prefopt.stages import STAGES, RunOptions
 
 
@@ -27,7 +29,24 @@ def run_stage(results: Path, verb: str, spec: dict[str, Any], parents: list[str]
     return build
 
 
-def make_all(plan: Any, roots: list[Node], options: RunOptions) -> Path:
+def plan_of(folder: Path, item: dict[str, Any]) -> Plan:
+    """The plan of one item, own/x, declared below ``folder``, where its results are too."""
+    path = folder / "config" / "experiments" / "own" / "x.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(item, sort_keys=False))
+    config = {"items": ["own/*"], "results": str(folder / "results")}
+    (folder / "config" / "config.yaml").write_text(yaml.safe_dump(config))
+    return load_plan(folder / "config" / "config.yaml")
+
+
+def trial_of(plan: Plan, arm: str) -> Node:
+    """The trial of an arm's first point with the seed 0."""
+    item = plan.items["own/x"]
+    number = [point["arm"] for point in item.spec["grid"]["points"]].index(arm)
+    return plan.node(item.parents[f"run.{number}.0"])
+
+
+def make_all(plan: Plan, roots: list[Node], options: RunOptions) -> Path:
     """Make planned artifacts, and all below them that is not there, in this process; the folder of results."""
     results, stages = Path(plan.config.results), {stage.folder: stage for stage in STAGES.values()}
     for node in plan.reachable(roots):

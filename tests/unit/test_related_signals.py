@@ -15,7 +15,7 @@ import torch
 import yaml
 
 import tiny
-from artifact_builds import make_all
+from artifact_builds import make_all, plan_of, trial_of
 from prefopt.artifacts import MANIFEST, Build, Node, read_json, read_lines, read_table
 from prefopt.calibration import expected_win_rates, pair_win_rates
 from prefopt.errors import BadInput, TryAgain
@@ -24,7 +24,6 @@ from prefopt.methods_page import page_with_tables
 from prefopt.models import load_causal_lm
 from prefopt.objectives import Moment, PolicyObjective
 from prefopt.pairs import digest63
-from prefopt.plan import load_plan
 from prefopt.procedures import PROCEDURES
 from prefopt.rewriting import rewrite_chosen
 from prefopt.scoring import response_scores
@@ -292,18 +291,7 @@ def declare(**changes):
 
 
 def planned(folder: Path, **changes):
-    path = folder / "config" / "experiments" / "own" / "x.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(declare(**changes), sort_keys=False))
-    config = {"items": ["own/*"], "results": str(folder / "results")}
-    (folder / "config" / "config.yaml").write_text(yaml.safe_dump(config))
-    return load_plan(folder / "config" / "config.yaml")
-
-
-def trial_of(plan, arm):
-    item = plan.items["own/x"]
-    number = [point["arm"] for point in item.spec["grid"]["points"]].index(arm)
-    return plan.node(item.parents[f"run.{number}.0"])
+    return plan_of(folder, declare(**changes))
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from scipy.optimize import minimize
 from scipy.special import logsumexp, softmax
 
-from artifact_builds import make_all
+from artifact_builds import make_all, plan_of, trial_of
 from loss_batches import ADVANTAGE, TOKENS, close, t, three_pairs
 from prefopt.answers import Mixture, draw_answers, log_ratio
 from prefopt.artifacts import read_json, read_lines, read_table
@@ -29,7 +28,6 @@ from prefopt.outer.general_preference import scores
 from prefopt.outer.rounds import advantage_policy, advantage_regression, extrapolated
 from prefopt.outer.weights import extrapolate
 from prefopt.pairs import build_pairs
-from prefopt.plan import load_plan
 from prefopt.procedures import PROCEDURES
 from prefopt.scoring import reward_scores
 from prefopt.specs import DataSpec, SamplingSpec
@@ -113,18 +111,7 @@ def declare(**changes):
 
 
 def planned(folder: Path, **changes):
-    path = folder / "config" / "experiments" / "own" / "x.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(declare(**changes), sort_keys=False))
-    config = {"items": ["own/*"], "results": str(folder / "results")}
-    (folder / "config" / "config.yaml").write_text(yaml.safe_dump(config))
-    return load_plan(folder / "config" / "config.yaml")
-
-
-def trial_of(plan, arm):
-    item = plan.items["own/x"]
-    number = [point["arm"] for point in item.spec["grid"]["points"]].index(arm)
-    return plan.node(item.parents[f"run.{number}.0"])
+    return plan_of(folder, declare(**changes))
 
 
 def parent(plan, node, *roles):
