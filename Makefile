@@ -1,7 +1,7 @@
 # make reproduce   build every item of config/config.yaml, or: make reproduce ITEMS=own/hh_rlhf DATA_ROOT=../data
 #                  PROFILE=workflow/profiles/slurm runs the jobs on a cluster
 #                  FULL=1 runs the grids in full: every condition, setting, control and seed
-# make test        run the tests, WORKERS=3 processes at a time (one mostly waits where Slurm is); PYTEST=... chooses
+# make test        run the tests, WORKERS=3 processes at a time (one mostly waits where Slurm is, which comes first); PYTEST=... chooses
 # make fast-test   the files of FAST alone: planning, declarations, losses, statistics; nothing that trains or runs jobs
 # make gpu-test    the tests that need a CUDA device
 # make lint        ruff, mypy, snakefmt and Snakemake's own checks
@@ -43,7 +43,7 @@ snakemake: .venv/.ready $(executor)
 	@$(launch) -- $${GIVEN_TARGET:+"$$GIVEN_TARGET"}
 
 test: .venv/.ready
-	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST)
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST)
 	@echo "done: every test passed; a skipped one says why above"
 
 # Chosen by what they do: no training, no model folder, no workflow run.

@@ -134,7 +134,9 @@ def test_a_vocabulary_that_is_not_the_references(finished, tmp_path):
     vocabulary = content["model"]["vocab"]
     first, second = list(vocabulary)[20:22]
     vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
-    weights.write_text(json.dumps(content))
+    size = weights.stat().st_size
+    weights.write_text(json.dumps(content, indent=2, ensure_ascii=False))
+    assert weights.stat().st_size == size  # another size would be noticed as damage before anything is read
     shutil.rmtree(clone.artifact("policy"))
     failed(clone, "train-policy", "policy", "policy and reference tokenizers differ", "first at id 20")
 
