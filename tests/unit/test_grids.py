@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from grid_items import PROMPTS, answers, arm, claim, grid, judged, noise, point, trial
+from prefopt.addresses import item_numbers
 from prefopt.errors import FailedCheck
 from prefopt.grids.collect import collect_runs
 from prefopt.grids.estimates import crossed_interval, seed_interval, welch
@@ -297,6 +298,9 @@ def test_several_draws_are_averaged_and_compared_by_welch():
     assert apart[1]["welch"] is None
     spread = item["points"][0]["sets"]["test"]["sd_over_draws"]
     assert spread == pytest.approx({"reward": a.mean(axis=(0, 2)).std(ddof=1), "win_rate": wins[0].std(ddof=1)})
+    numbers = item_numbers({**item, "kind": "grid"})  # what is tracked and compared: means with limits, no spread
+    assert {"a/c/test/reward", "b/c/test/win_rate", "claim1"} <= set(numbers)
+    assert all({"mean", "low", "high"} <= set(number.value) for number in numbers.values())
 
 
 def test_training_curve_metrics_have_one_value_per_seed():

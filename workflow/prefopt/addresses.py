@@ -56,7 +56,7 @@ def _grid(item: Mapping[str, Any]) -> Iterator[Number]:
         sources[point["arm"]] = (*sources.get(point["arm"], ()), *runs)
         for name, metrics in point["sets"].items():
             for metric, value in metrics.items():
-                if value is not None:
+                if value is not None and "mean" in value:  # the spread over draws has metrics of its own, and no limits
                     yield Number(f"{point['arm']}/{point['condition']}/{name}/{metric}", value, runs)
     yield from _claims(item, sources)
 
