@@ -204,6 +204,7 @@ def test_jobs_of_one_group_share_a_submission_and_its_gpu(finished, tmp_path, pl
     assert all(path.is_file() for path in made)
 
 
+@pytest.mark.skipif(not os.environ.get("PREFOPT_LONG_TESTS"), reason="2 minutes: PREFOPT_LONG_TESTS=1 runs it")
 def test_a_job_of_two_processes_asks_for_two_gpus_and_goes_on_after_preemption(finished, tmp_path, plugins, slurm):
     """Sampling by two processes, to the bytes of one; batches that were drawn before the node was taken are kept."""
     project = finished.copy(tmp_path / "project")
