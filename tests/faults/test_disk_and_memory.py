@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -123,7 +124,7 @@ def test_the_workflow_tells_of_a_read_only_results_folder(on_tmpfs):
     subprocess.run(["mount", "-o", "remount,ro", str(on_tmpfs.results)], check=True)
     root = Path(__file__).resolve().parents[2]
     try:
-        words = ["snakemake", "-n", "-s", str(root / "Snakefile"), "--cores", "1"]
+        words = [sys.executable, "-m", "snakemake", "-n", "-s", str(root / "Snakefile"), "--cores", "1"]
         run = subprocess.run(words, cwd=on_tmpfs.folder, capture_output=True, text=True, check=False)
     finally:
         subprocess.run(["mount", "-o", "remount,rw", str(on_tmpfs.results)], check=True)
