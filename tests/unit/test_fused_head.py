@@ -152,3 +152,33 @@ def test_logits_of_all_positions_exist_at_most_once_and_only_where_they_are_smal
     with Largest() as seen:
         token_logp(hidden, weight, bias, target, chunk_tokens=2)[0].sum().backward()
     assert seen.elements == (POSITIONS * WORDS if keeps else max(2 * WORDS, WORDS * WIDTH))
+
+
+class Fresh(TorchDispatchMode):
+    """How many tensors of at least ``size`` elements got memory of their own."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size, self.count = size, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = [value for value in (*args, *(kwargs or {}).values()) if isinstance(value, torch.Tensor)]
+        known = {value.untyped_storage().data_ptr() for value in given}
+        out = func(*args, **(kwargs or {}))
+        for value in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(value, torch.Tensor) and value.untyped_storage().data_ptr() not in known:
+                self.count += value.numel() >= self.size
+        return out
+
+
+def test_more_chunks_take_no_more_memory_than_one(monkeypatch):
+    monkeypatch.setattr(fused_head, "_KEPT_BYTES", 0)
+    hidden, weight, bias, target = drawn()
+    counts = []
+    for rows in (2, 22):
+        with Fresh(2 * WORDS) as seen:
+            token_logp(hidden[:rows], weight, bias, target[:rows], chunk_tokens=2)[0].sum().backward()
+        weight.grad = bias.grad = hidden.grad = None
+        counts.append(seen.count)
+    assert counts[0] > 0
+    assert counts[1] - counts[0] <= 4  # hidden states, gradients: as large as all rows together, whatever the chunks
