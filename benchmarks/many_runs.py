@@ -26,7 +26,8 @@ from typing import Any
 
 from benchmarks.pairs_and_models import ROOT, environment, markdown, median_range, write_evidence
 
-from prefopt.artifacts import MANIFEST, Node, read_json
+from prefopt.artifacts import MANIFEST, Node
+from prefopt.files import read_json
 from prefopt.plan import Plan, load_plan
 from prefopt.stages import STAGES
 from prefopt.warm import SOCKET_VARIABLE, run_beside_server

@@ -162,8 +162,8 @@ def diversity(arguments: Any) -> dict[str, Any]:
     """Ensembles of all kinds through the stages of a project of its own, on the demo world."""
     import yaml
 
-    from prefopt.artifacts import read_json
     from prefopt.cli import main as prefopt
+    from prefopt.files import read_json
     from prefopt.plan import load_plan
     from prefopt.stages import STAGES
 

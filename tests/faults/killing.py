@@ -24,9 +24,12 @@ from typing import Any
 import pytest
 from every_stage import declare, planned
 
-from prefopt.artifacts import BUILDING, MANIFEST, SCRATCH, Node, read_json, verify_artifact
+from prefopt.artifacts import MANIFEST, Node
+from prefopt.builds import BUILDING, SCRATCH
 from prefopt.contexts import is_locked, locked
+from prefopt.files import read_json
 from prefopt.stages import STAGES
+from prefopt.verification import verify_artifact
 
 HERE = Path(__file__).parent
 VERBS = {stage.folder: verb for verb, stage in STAGES.items()}

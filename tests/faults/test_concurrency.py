@@ -15,8 +15,11 @@ from pathlib import Path
 import pytest
 from killing import Everything, Hurt, ended
 
-from prefopt.artifacts import BUILDING, MANIFEST, SCRATCH, read_json, verify_artifact
+from prefopt.artifacts import MANIFEST
+from prefopt.builds import BUILDING, SCRATCH
 from prefopt.contexts import is_locked, locked
+from prefopt.files import read_json
+from prefopt.verification import verify_artifact
 from small_project import ROOT, Project
 
 LONG = pytest.mark.skipif(

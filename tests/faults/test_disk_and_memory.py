@@ -17,9 +17,11 @@ from killing import VERBS, Everything, Hurt, drawn
 from safetensors.numpy import load_file
 
 from prefopt import storage
-from prefopt.artifacts import MANIFEST, Node, building, read_json, read_lines
+from prefopt.artifacts import MANIFEST, Node
+from prefopt.builds import building
 from prefopt.costs import WORK
 from prefopt.errors import TryAgain
+from prefopt.files import read_json, read_lines
 
 LONG = bool(os.environ.get("PREFOPT_LONG_TESTS"))
 PAGE = 4096  # what a tmpfs gives a file at least

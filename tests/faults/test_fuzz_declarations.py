@@ -12,8 +12,8 @@ from fuzzing import damaged, fuzzed, mutated, outcome, told
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from prefopt.artifacts import canonical_json
 from prefopt.config import item_files, load_config, load_item, load_yaml, parse
+from prefopt.digests import canonical_json
 from prefopt.errors import BadInput
 from prefopt.plan import load_plan
 from prefopt.specs import (

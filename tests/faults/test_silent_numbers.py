@@ -13,15 +13,18 @@ import torch
 
 import finished_results
 from artifact_builds import run_stage, save_table
-from prefopt.artifacts import Node, file_sha256, read_json, read_table, write_json, write_table
+from prefopt.artifacts import Node
 from prefopt.cli import main
+from prefopt.digests import file_sha256
 from prefopt.errors import EXIT_FAILED_CHECK, FailedCheck
+from prefopt.files import read_json, write_json
 from prefopt.models import load_causal_lm, load_tokenizer, save_model
 from prefopt.objectives import rows_of_stream
 from prefopt.report import collect_report
 from prefopt.report_page import render_report
 from prefopt.specs import DispersionSpec, TrainSpec
 from prefopt.stages.common import WEIGHTS
+from prefopt.tables import read_table, write_table
 from test_trial import BATCH, DPO, STEPS, TRAIN, Project
 
 MICRO = 4

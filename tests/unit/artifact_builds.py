@@ -8,7 +8,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from prefopt.artifacts import MANIFEST, Build, Node, building
+from prefopt.artifacts import MANIFEST, Node
+from prefopt.builds import Build, building
 from prefopt.plan import Plan, load_plan
 from prefopt.stages import STAGES, RunOptions
 
@@ -18,7 +19,7 @@ def build_of(results: Path, stage: str, spec: dict[str, Any], parents: list[str]
     out = results / "built"
     out.mkdir(exist_ok=True)
     node = Node(stage=stage, version=1, name=stage, spec=spec, parents={p: p for p in parents}, execution={})
-    return Build(node=node, results=results, out=out, work=out, scratch=out)
+    return Build(node=node, results=results, work=out, scratch=out)
 
 
 def run_stage(results: Path, verb: str, spec: dict[str, Any], parents: list[str]) -> Build:

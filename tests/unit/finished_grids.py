@@ -5,7 +5,8 @@ from __future__ import annotations
 import pandas as pd
 
 import finished_results
-from prefopt.artifacts import write_json, write_table, write_text
+from prefopt.files import write_json, write_text
+from prefopt.tables import write_table
 
 
 def grid_item(results, content):

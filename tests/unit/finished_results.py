@@ -8,10 +8,13 @@ import numpy as np
 import pandas as pd
 
 from prefopt import exact, items
-from prefopt.artifacts import Node, building, read_json, read_table, write_json, write_lines, write_table
+from prefopt.artifacts import Node
+from prefopt.builds import building
 from prefopt.exact import collect_exact
 from prefopt.figures import arms_figure, drawing
+from prefopt.files import read_json, write_json, write_lines
 from prefopt.items import collect_item
+from prefopt.tables import read_table, write_table
 
 HOSTILE = "<script>alert('x')</script> & \"quoted\""
 PROMPTS = 40

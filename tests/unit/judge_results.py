@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from prefopt.artifacts import Node, write_json
+from prefopt.artifacts import Node
+from prefopt.files import write_json
 from prefopt.judges.identity import judge_identity
 from prefopt.specs import LmJudgeSpec, ServerJudgeSpec
 

@@ -10,7 +10,9 @@ import pandas as pd
 
 import tiny
 from judge_models import folder_of, judge_tokenizer, torn
-from prefopt.artifacts import Node, file_sha256, tree_files, write_json
+from prefopt.artifacts import Node, tree_files
+from prefopt.digests import file_sha256
+from prefopt.files import write_json
 from prefopt.judges.identity import judge_identity
 from prefopt.models import new_reward_model, save_model
 from prefopt.specs import LmJudgeSpec

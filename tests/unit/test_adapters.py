@@ -27,9 +27,9 @@ from prefopt.adapters import (
     merge_adapter,
     save_adapter,
 )
-from prefopt.artifacts import read_json, read_lines, read_table
 from prefopt.checkpoints import trained_state
 from prefopt.errors import BadInput
+from prefopt.files import read_json, read_lines
 from prefopt.kernels import use_liger
 from prefopt.layers import layers_run
 from prefopt.models import (
@@ -47,6 +47,7 @@ from prefopt.scoring import response_scores, reward_scores
 from prefopt.specs import AdapterSpec, EnsembleSpec, ScratchModel, SftSpec, TrainSpec
 from prefopt.stages import RunOptions, trial
 from prefopt.stages.common import BASE, WEIGHTS, weights_of
+from prefopt.tables import read_table
 from prefopt.trainer import train
 from test_plan import declare
 from test_trial import DPO, OPTIONS, TRAIN, Project, answers_of, logp_by_hand

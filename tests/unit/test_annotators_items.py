@@ -9,14 +9,17 @@ from pathlib import Path
 import pytest
 
 from annotated_sample import PEOPLE, sample, vote_rows, write_rows
-from prefopt.artifacts import MANIFEST, building, read_json, read_table
+from prefopt.artifacts import MANIFEST
+from prefopt.builds import building
 from prefopt.cli import main
 from prefopt.errors import BadInput
 from prefopt.exports import export_items, results_table
+from prefopt.files import read_json
 from prefopt.plan import load_plan
 from prefopt.report import collect_report
 from prefopt.report_page import render_report
 from prefopt.stages import STAGES, RunOptions
+from prefopt.tables import read_table
 
 MODEL = """
 model: {kind: scratch, layers: 1, hidden: 16, heads: 2, intermediate: 32, max_positions: 48,

@@ -8,9 +8,12 @@ import json
 import pandas as pd
 import pytest
 
-from prefopt import artifacts
-from prefopt.artifacts import MANIFEST, Node, building, read_json, verify_artifact
+from prefopt.artifacts import MANIFEST, Node
+from prefopt.builds import building
 from prefopt.errors import BadInput
+from prefopt.files import read_json, write_json
+from prefopt.tables import join_one_to_one
+from prefopt.verification import verify_artifact
 
 
 def node(**changes):
@@ -115,14 +118,14 @@ def test_verify_finds_every_kind_of_damage(tmp_path):
 def test_tables_join_on_pair_id_one_to_one():
     left = pd.DataFrame({"pair_id": [3, 1, 2]})
     right = pd.DataFrame({"pair_id": [1, 2, 3], "x": [10.0, 20.0, 30.0]})
-    assert artifacts.join_one_to_one(left, right, "t")["x"].tolist() == [30.0, 10.0, 20.0]
+    assert join_one_to_one(left, right, "t")["x"].tolist() == [30.0, 10.0, 20.0]
     with pytest.raises(BadInput, match="no row for pair_id 3"):
-        artifacts.join_one_to_one(left, right[right["pair_id"] < 3], "t")
+        join_one_to_one(left, right[right["pair_id"] < 3], "t")
     with pytest.raises(BadInput, match="pair_id 2 stands in more than one row"):
-        artifacts.join_one_to_one(left, pd.concat([right, right[right["pair_id"] == 2]]), "t")
+        join_one_to_one(left, pd.concat([right, right[right["pair_id"] == 2]]), "t")
 
 
 def test_json_refuses_what_json_cannot_say(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
-        artifacts.write_json(tmp_path / "x.json", {"loss": float("nan")})
+        write_json(tmp_path / "x.json", {"loss": float("nan")})
     assert list(tmp_path.iterdir()) == []

@@ -13,8 +13,24 @@ import prefopt
 
 PACKAGE = Path(prefopt.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
-FILE_READERS = {"artifacts", "config", "sources", "containers", "pairs", "models", "checkpoints", "tracking", "report"}
-FILE_READERS |= {"storage"}
+TESTS = PACKAGE.parents[1] / "tests"
+FILE_READERS = {"digests", "files", "tables", "storage"}
+FILE_READERS |= {"config", "sources", "containers", "pairs", "models", "checkpoints", "tracking", "report"}
+
+# What a layer may import of this package, at its top or inside its functions: those named, and what they may.
+LAYERS = {
+    "errors": "",
+    "json_text": "",
+    "contexts": "",
+    "digests": "",
+    "provenance": "",
+    "storage": "contexts errors",
+    "tables": "errors",
+    "files": "errors json_text storage",
+    "artifacts": "digests files",
+    "verification": "artifacts",
+    "builds": "provenance team verification",
+}
 
 
 def name_of(path: Path) -> str:
@@ -66,6 +82,30 @@ def test_losses_import_only_the_batch():
         inside = {m for m in imported_by(path) if m.startswith("prefopt")}
         allowed = ("prefopt.losses", "prefopt.batch", "prefopt.errors", "prefopt.lazy")
         assert all(m.startswith(allowed) for m in inside), (path, inside)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_layer_imports_only_those_below_it(layer):
+    def below(name):
+        return {name}.union(*map(below, LAYERS.get(name, "").split()))
+
+    inside = {m.split(".")[1] for m in imported_by(PACKAGE / f"{layer}.py") if m.startswith("prefopt.")}
+    assert inside <= below(layer)
+
+
+def test_what_tests_and_benchmarks_import_is_there():
+    """A name that moved is noticed here, not in the one test that imports it inside a function."""
+    files = [*TESTS.rglob("*.py"), *(TESTS.parent / "benchmarks").glob("*.py")]
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "prefopt":
+                there = importlib.import_module(node.module)
+                found = [a.name for a in node.names if not (hasattr(there, a.name) or submodule(there, a.name))]
+                assert not found, (path, node.lineno, found)
+
+
+def submodule(package, name: str) -> bool:
+    return hasattr(package, "__path__") and any(found.name == name for found in pkgutil.iter_modules(package.__path__))
 
 
 def test_only_scoring_and_decoding_see_logits():

@@ -7,10 +7,10 @@ import json
 import pytest
 from benchmarks.cost_model import compared
 
-from prefopt.artifacts import write_json
 from prefopt.cli import main
 from prefopt.costs import WORK, Work, work_of
 from prefopt.errors import BadInput
+from prefopt.files import write_json
 from prefopt.machines import (
     BANDWIDTH_USED,
     CPU_TRAIN,

@@ -8,7 +8,6 @@ import pytest
 
 import fake_grids
 import finished_results
-from prefopt.artifacts import read_json
 from prefopt.errors import BadInput
 from prefopt.exports import (
     BEGIN,
@@ -19,6 +18,7 @@ from prefopt.exports import (
     update_readme,
     with_table,
 )
+from prefopt.files import read_json
 from prefopt.report import ancestors, cost
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,8 +8,9 @@ from transformers import GenerationConfig
 
 import tiny
 from prefopt import decoding
-from prefopt.artifacts import Node, read_json
+from prefopt.artifacts import Node
 from prefopt.errors import BadInput
+from prefopt.files import read_json
 from prefopt.generation import generate
 from prefopt.specs import SamplingSpec
 from prefopt.vllm_engine import request

@@ -8,10 +8,14 @@ import pytest
 
 from finished_results import make
 from grid_items import HEAD, answers, arm, claim, grid, noise, point
-from prefopt.artifacts import MANIFEST, building, read_json, read_rows, verify_artifact, write_lines, write_table
+from prefopt.artifacts import MANIFEST
+from prefopt.builds import building
+from prefopt.files import read_json, read_rows, write_lines
 from prefopt.items import DIRECTION_ONLY
 from prefopt.stages import RunOptions
 from prefopt.stages.paper import paper_item
+from prefopt.tables import write_table
+from prefopt.verification import verify_artifact
 
 BASE = noise(0)
 

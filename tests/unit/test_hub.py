@@ -16,8 +16,10 @@ from huggingface_hub import constants
 import fake_hub
 import tiny
 from artifact_builds import run_stage
-from prefopt.artifacts import Node, file_sha256, read_json, tree_files
+from prefopt.artifacts import Node, tree_files
+from prefopt.digests import file_sha256
 from prefopt.errors import BadInput
+from prefopt.files import read_json
 from prefopt.hub import model_snapshot
 from prefopt.models import load_causal_lm, save_model
 from prefopt.stages.common import weights_of

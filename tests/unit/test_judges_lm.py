@@ -12,9 +12,10 @@ import torch
 
 from judge_models import always, folder_of, judge_tokenizer, tiny_judge
 from judge_results import waiting_judgement
-from prefopt.artifacts import Node, read_json, write_json
+from prefopt.artifacts import Node
 from prefopt.cli import main
 from prefopt.errors import BadInput
+from prefopt.files import read_json, write_json
 from prefopt.judges.cache import AnswerCache
 from prefopt.judges.causal import CausalJudge, label_ids
 from prefopt.judges.pairwise import PairwiseJudge

@@ -18,9 +18,10 @@ import pytest
 
 from judge_results import rows, texts, waiting_judgement
 from judge_server import JudgeServer, completion, longer_wins, serving, shown
-from prefopt.artifacts import Node, read_json, write_json
+from prefopt.artifacts import Node
 from prefopt.cli import main
 from prefopt.errors import BadInput, TryAgain
+from prefopt.files import read_json, write_json
 from prefopt.judges.answers import IDENTICAL, RawAnswer
 from prefopt.judges.cache import AnswerCache
 from prefopt.judges.client import ChatClient, retry_after

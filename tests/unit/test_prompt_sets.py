@@ -9,8 +9,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from prefopt.artifacts import Build, Node, read_json
+from prefopt.artifacts import Node
+from prefopt.builds import Build
 from prefopt.errors import BadInput
+from prefopt.files import read_json
 from prefopt.models import load_tokenizer, save_model
 from prefopt.pairs import digest63
 from prefopt.prompt_sets import read_prompts
@@ -127,7 +129,7 @@ def prepared(results: Path, path: Path, out: Path, *, outputs: bool = True, limi
         stage="prompts", version=1, name="asked", spec=spec, parents={"base": "base"}, execution=dict(execution)
     )
     out.mkdir(exist_ok=True)
-    build = Build(node=node, results=results, out=out, work=out, scratch=out)
+    build = Build(node=node, results=results, work=out, scratch=out)
     STAGES["prepare-prompts"].load()(build, RunOptions())
     return build
 

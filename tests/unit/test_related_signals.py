@@ -16,9 +16,11 @@ import yaml
 
 import tiny
 from artifact_builds import make_all, plan_of, trial_of
-from prefopt.artifacts import MANIFEST, Build, Node, read_json, read_lines, read_table
+from prefopt.artifacts import MANIFEST, Node
+from prefopt.builds import Build
 from prefopt.calibration import expected_win_rates, pair_win_rates
 from prefopt.errors import BadInput, TryAgain
+from prefopt.files import read_json, read_lines
 from prefopt.heads import head_margin, heads_on, prompt_value
 from prefopt.methods_page import page_with_tables
 from prefopt.models import load_causal_lm
@@ -31,6 +33,7 @@ from prefopt.specs import TrainSpec
 from prefopt.stages import RunOptions
 from prefopt.stages.common import token_rows, weights_of
 from prefopt.stages.policy import collect_signals
+from prefopt.tables import read_table
 from prefopt.token_sets import diff_masks, shared_subset
 from prefopt.trainer import Visits, train
 
@@ -361,7 +364,7 @@ def test_the_second_reference_is_another_model(made):
 def signals_of(made, arm):
     plan, results = made
     node = trial_of(plan, arm)
-    build = Build(node=node, results=results, out=results, work=results, scratch=results)
+    build = Build(node=node, results=results, work=results, scratch=results)
     rows = token_rows(build.parent("tokens"), "train")
     return rows["pair_id"], collect_signals(build, rows), node.parents
 
@@ -387,7 +390,7 @@ def test_the_auxiliary_reward_is_the_members_mean_on_the_chosen_response(made):
     ensemble = trial_of(plan, "drdo").parents["rewards"]  # two members, so that mean and sum differ
     node = trial_of(plan, "hpo")
     other = Node(node.stage, 1, "hpo", node.spec, {**node.parents, "auxiliary": ensemble})
-    build = Build(node=other, results=results, out=results, work=results, scratch=results)
+    build = Build(node=other, results=results, work=results, scratch=results)
     rows = token_rows(build.parent("tokens"), "train")
     table = read_table(results / ensemble / "scores.parquet").set_index("pair_id").loc[rows["pair_id"]]
     expected = [(a + b) / 2 for a, b in table["chosen_reward"]]

@@ -13,7 +13,7 @@ import fake_grids
 import finished_grids
 import finished_results
 from prefopt import figures
-from prefopt.artifacts import read_json
+from prefopt.files import read_json
 from prefopt.grids import pages
 from prefopt.report import collect_report, cost
 from prefopt.report_page import NOT_MADE, render_report

@@ -15,16 +15,18 @@ from torch.nn.modules.module import register_module_forward_hook
 from transformers import LlamaConfig, LlamaForSequenceClassification, LlamaModel
 
 import tiny
-from prefopt import artifacts
+from prefopt.artifacts import MANIFEST
 from prefopt.bulk import reward_pairs, score_pairs, score_responses
 from prefopt.cli import main
 from prefopt.ensemble import diagnostics, reward_margins
 from prefopt.errors import BadInput
+from prefopt.files import read_lines
 from prefopt.models import load_reward_model, new_reward_model, new_shared_reward_model, save_model
 from prefopt.objectives import Moment, RewardObjective, SharedRewardObjective
 from prefopt.plan import load_plan
 from prefopt.specs import EnsembleSpec
 from prefopt.stages import STAGES
+from prefopt.tables import read_table
 
 TRAIN = {"steps": 3, "batch_size": 8}
 MOMENT = Moment(0, 1, 0)
@@ -220,7 +222,7 @@ def make(project, plan, *nodes, but=()):
     results = project / "results"
     verbs = {stage.folder: stage.verb for stage in STAGES.values()}
     for node in plan.reachable(nodes):
-        if node not in but and not (results / node.ref / artifacts.MANIFEST).is_file():
+        if node not in but and not (results / node.ref / MANIFEST).is_file():
             run(project, verbs[node.stage], node)
 
 
@@ -264,7 +266,6 @@ def test_scoring_two_members_reads_the_pairs_once(project, monkeypatch):
     group = next(g for g in plan.scored_together() if len(g) == 2 and g[0].name == "train-s5")
     make(project, plan, *group, but=group)
     reads = Counter()
-    read_table = artifacts.read_table
     for module in ("common", "reward"):
         monkeypatch.setattr(
             f"prefopt.stages.{module}.read_table",
@@ -314,7 +315,7 @@ def test_losses_that_need_rewards_take_the_heads(project):
     plan = planned(project, {"heads": ENSEMBLES["heads"]})
     (policy,) = of_stage(plan, "policy")
     make(project, plan, policy)
-    lines = artifacts.read_lines(project / "results" / policy.ref / "metrics.jsonl")
+    lines = read_lines(project / "results" / policy.ref / "metrics.jsonl")
     assert len(lines) == TRAIN["steps"]
     # Every pair is matched to one of the three heads.
     assert sum(lines[0].get(f"member_{k}", 0) for k in range(3)) == pytest.approx(1)

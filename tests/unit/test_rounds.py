@@ -16,10 +16,10 @@ from scipy.special import logsumexp, softmax
 from artifact_builds import make_all, plan_of, trial_of
 from loss_batches import ADVANTAGE, TOKENS, close, t, three_pairs
 from prefopt.answers import Mixture, draw_answers, log_ratio
-from prefopt.artifacts import read_json, read_lines, read_table
 from prefopt.bulk import score_responses
 from prefopt.calibration import expected_win_rates
 from prefopt.errors import BadInput
+from prefopt.files import read_json, read_lines
 from prefopt.losses import LOSSES
 from prefopt.models import load_causal_lm, load_reward_model, load_tokenizer
 from prefopt.outer.annotator_types import expectation, min_max_regret
@@ -32,6 +32,7 @@ from prefopt.procedures import PROCEDURES
 from prefopt.scoring import reward_scores
 from prefopt.specs import DataSpec, SamplingSpec
 from prefopt.stages import RunOptions
+from prefopt.tables import read_table
 from prefopt.tokens import response_texts
 from prefopt.world import Raters, WorldParams, cast_votes, generate_pairs, oracle_reward
 

@@ -13,11 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefopt import bulk, generation, models, rows, team
-from prefopt.artifacts import Node, read_json, read_table
+from prefopt.artifacts import Node
 from prefopt.cli import main
 from prefopt.errors import BadInput, FailedCheck
+from prefopt.files import read_json
 from prefopt.shares import gpu_of, has_divisible_rows, row_processes, shares
 from prefopt.specs import ExecutionSpec
+from prefopt.tables import read_table
 from row_jobs import PAIRS, VERBS, RowJobs
 
 ROWS_AT_A_TIME = 4  # two pairs

@@ -20,7 +20,8 @@ import pytest
 
 import finished_results
 from prefopt import tracking
-from prefopt.artifacts import outputs_digest, read_json, read_lines, write_json, write_lines
+from prefopt.artifacts import outputs_digest
+from prefopt.files import read_json, read_lines, write_json, write_lines
 from prefopt.tracked import (
     KEY_LENGTH,
     PARAM_LENGTH,

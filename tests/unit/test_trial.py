@@ -12,15 +12,18 @@ import torch
 
 import tiny
 from prefopt.answers import steps_of_fractions
-from prefopt.artifacts import Node, building, read_json, read_lines, read_table, write_table
+from prefopt.artifacts import Node
+from prefopt.builds import building
 from prefopt.bulk import reward_responses
 from prefopt.errors import BadInput, FailedCheck
+from prefopt.files import read_json, read_lines
 from prefopt.models import load_causal_lm, load_reward_model, load_tokenizer, new_reward_model, save_model
 from prefopt.objectives import SftObjective, rows_of_stream
 from prefopt.sentiment import fit_classifier, load_classifier
 from prefopt.specs import DataSpec, ScratchModel, TokensSpec, TrainSpec
 from prefopt.stages import STAGES, RunOptions, trial
 from prefopt.stages.common import WEIGHTS, weights_of
+from prefopt.tables import read_table, write_table
 from prefopt.trainer import Visits, _Run, train
 from prefopt.world import oracle_reward
 

@@ -19,7 +19,7 @@ import pandas as pd
 import pytest
 
 from artifact_builds import build_of, save_table
-from prefopt.artifacts import canonical_json
+from prefopt.digests import canonical_json
 from prefopt.ensemble import length_outcome, longer_wins_fraction
 from prefopt.errors import BadInput
 from prefopt.mallows import fit_mallows_phi

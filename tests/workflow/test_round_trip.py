@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from prefopt.artifacts import read_json
+from prefopt.files import read_json
 from prefopt.trace import Tracer
 from small_project import ROOT, Project, item
 

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from prefopt.artifacts import read_json
+from prefopt.files import read_json
 
 
 def test_warm_and_cold_jobs_compute_with_one_thread(finished, tmp_path):

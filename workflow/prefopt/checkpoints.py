@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefopt.artifacts import canonical_json
+from prefopt.digests import canonical_json
 from prefopt.errors import BadInput, FailedCheck
 from prefopt.lazy import LazyModule
 

@@ -311,8 +311,8 @@ def _win_rate(arguments: argparse.Namespace) -> None:
 
 
 def _show_answers(arguments: argparse.Namespace) -> None:
-    from prefopt.artifacts import write_text
     from prefopt.evaluation_page import render_page
+    from prefopt.files import write_text
     from prefopt.stages.shown import evaluations_of
 
     options = {name: getattr(arguments, name) for name in (*_ANNOTATED_FILES, "by_position")}
@@ -372,7 +372,7 @@ def _verify(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from prefopt.artifacts import write_text
+    from prefopt.files import write_text
     from prefopt.report import collect_report
     from prefopt.report_page import render_report
 
@@ -388,7 +388,7 @@ def _losses(arguments: argparse.Namespace) -> None:
     from prefopt.procedures import PROCEDURES
 
     if arguments.page is not None:
-        from prefopt.artifacts import read_text, write_text
+        from prefopt.files import read_text, write_text
 
         write_text(arguments.page, page_with_tables(read_text(arguments.page)))
         print(f"{arguments.page}: tables of methods and steps renewed")
@@ -417,7 +417,7 @@ def _launch(arguments: argparse.Namespace) -> None:
 
 
 def _schema(arguments: argparse.Namespace) -> None:
-    from prefopt.artifacts import write_text
+    from prefopt.files import write_text
     from prefopt.schema import schemas
 
     for name, text in schemas().items():

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from prefopt import exact
-from prefopt.artifacts import MANIFEST, read_json, read_text, write_json, write_text
+from prefopt.artifacts import MANIFEST
 from prefopt.errors import BadInput
+from prefopt.files import read_json, read_text, write_json, write_text
 from prefopt.items import pipe_table, with_interval
 from prefopt.report import ancestors, cost
 

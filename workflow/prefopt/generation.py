@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from prefopt import team
-from prefopt.artifacts import canonical_json, read_json, write_json
+from prefopt.digests import digest
 from prefopt.errors import BadInput, FailedCheck
+from prefopt.files import read_json, write_json
 from prefopt.progress import Progress
 from prefopt.shares import shares
 from prefopt.tokens import end_ids
@@ -120,7 +120,7 @@ class _Batch:
         return found
 
     def _digest(self) -> str:
-        return hashlib.sha256(canonical_json(self._asked).encode()).hexdigest()
+        return digest(self._asked)
 
 
 def _check_prompts(model: PreTrainedModel, prompt_ids: Ids, sampling: SamplingSpec) -> None:

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefopt.artifacts import BUILDING, MANIFEST, SCRATCH, Node, read_json, read_manifest, verify_artifact
+from prefopt.artifacts import MANIFEST, Node, read_manifest
+from prefopt.builds import BUILDING, SCRATCH
 from prefopt.contexts import is_locked
 from prefopt.errors import BadInput
+from prefopt.files import read_json
+from prefopt.verification import verify_artifact
 
 _BESIDE = {"specs": ".json", "logs": ".log", "benchmarks": ".tsv"}
 

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from prefopt.artifacts import read_json, write_text
+from prefopt.files import read_json, write_text
 
 MODEL_FILE = "MLmodel"
 TOKENIZER_FILES = (

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from prefopt.annotators.source import RawVotedPair, voted_outcomes, voted_pair
 from prefopt.annotators.votes import Ballot, VotedPair
-from prefopt.artifacts import canonical_json
 from prefopt.containers import NumberedRow, dataset_rows, open_path
+from prefopt.digests import canonical_json
 from prefopt.errors import BadInput
 from prefopt.hub import of_commit
 from prefopt.readers import BadRow, RawPair, Refused, checked_pair, find_reader, meta_json, read_row

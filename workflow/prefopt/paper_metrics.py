@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.addresses import claimed
-from prefopt.artifacts import read_json, write_json, write_text
+from prefopt.files import read_json, write_json, write_text
 
 METRICS, CLAIMS = "metrics.json", "claims.csv"
 COLUMNS = ("number", "mean", "low", "high", "verdict")

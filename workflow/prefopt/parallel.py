@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     import torch
     from torch import distributed as dist
 
-    from prefopt.artifacts import Build, Node
+    from prefopt.artifacts import Node
+    from prefopt.builds import Build
 else:
     torch = LazyModule("torch")
     dist = LazyModule("torch.distributed")
@@ -148,8 +149,8 @@ def together(error: PrefoptError) -> BaseException:
 
 @contextmanager
 def building_together(node: Node, results: Path) -> Iterator[Build]:
-    """``artifacts.building`` in the first process; what the others write goes to a folder that is thrown away."""
-    from prefopt.artifacts import SCRATCH, Build, building
+    """``builds.building`` in the first process; what the others write goes to a folder that is thrown away."""
+    from prefopt.builds import SCRATCH, Build, building
 
     with ExitStack() as stack:
         made: AlreadyMade | None = None
@@ -168,7 +169,7 @@ def building_together(node: Node, results: Path) -> Iterator[Build]:
             return
     with tempfile.TemporaryDirectory(prefix="prefopt-") as folder:
         scratch = results / SCRATCH / node.ref
-        yield Build(node=node, results=results, out=results / node.ref, work=Path(folder), scratch=scratch)
+        yield Build(node=node, results=results, work=Path(folder), scratch=scratch)
         team.barrier()
 
 

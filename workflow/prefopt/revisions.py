@@ -9,8 +9,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from prefopt.artifacts import MANIFEST, file_md5, read_json, read_text
+from prefopt.artifacts import MANIFEST
+from prefopt.digests import file_md5
 from prefopt.errors import BadInput
+from prefopt.files import read_json, read_text
 
 LOCK = "dvc.lock"
 

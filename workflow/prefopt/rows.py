@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prefopt import team
-from prefopt.artifacts import join_one_to_one, read_table, write_table
 from prefopt.errors import BadInput, FailedCheck
 from prefopt.progress import Progress
 from prefopt.shares import shares
+from prefopt.tables import join_one_to_one, read_table, write_table
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from prefopt.artifacts import read_json, write_json
 from prefopt.errors import BadInput
+from prefopt.files import read_json, write_json
 
 CLASSIFIER = "classifier.json"
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from prefopt.artifacts import canonical_json, file_sha256, write_text
+from prefopt.digests import digest, file_sha256
 from prefopt.errors import BadInput
+from prefopt.files import write_text
 from prefopt.specs import (
     AlpacaEvalPrompts,
     DataSpec,
@@ -134,7 +134,7 @@ def content_sha256(path: Path) -> str:
     """
     if os.path.isdir(path):  # unlike pathlib's, False for names that no file can have
         files = {str(p.relative_to(path)): content_sha256(p) for p in sorted(path.rglob("*")) if p.is_file()}
-        return hashlib.sha256(canonical_json(files).encode()).hexdigest()
+        return digest(files)
     if not os.path.isfile(path):  # a device or a pipe may never end
         raise BadInput(f"{path}: no such file; set data_root, or the path where it is declared")
     stat = path.stat()
@@ -143,10 +143,10 @@ def content_sha256(path: Path) -> str:
     key = str(path.resolve())
     if remembered.get(key, {}).get("stamp") == stamp:
         return remembered[key]["sha256"]
-    digest = file_sha256(path)
+    found = file_sha256(path)
     with suppress(OSError):  # remembered or not, the digest is the same
-        write_text(_DIGEST_CACHE, json.dumps({**_read_cache(), key: {"stamp": stamp, "sha256": digest}}))
-    return digest
+        write_text(_DIGEST_CACHE, json.dumps({**_read_cache(), key: {"stamp": stamp, "sha256": found}}))
+    return found
 
 
 def _read_cache() -> dict[str, dict[str, str]]:

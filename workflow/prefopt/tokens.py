@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from prefopt.artifacts import canonical_json
+from prefopt.digests import canonical_json
 from prefopt.errors import BadInput
 from prefopt.pairs import REFUSED_COLUMNS
 from prefopt.readers import RAW_ROLE, Message

@@ -12,8 +12,8 @@ from typing import Any
 
 from prefopt import revisions, tracking
 from prefopt.addresses import Number, find_numbers, item_numbers
-from prefopt.artifacts import read_json
 from prefopt.errors import BadInput, nearest
+from prefopt.files import read_json
 from prefopt.inventory import artifacts, below
 from prefopt.items import with_interval
 from prefopt.redaction import redacted

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.addresses import item_numbers, kind_of
-from prefopt.artifacts import MANIFEST, canonical_json, file_md5, outputs_digest, read_json, read_lines, read_text
+from prefopt.artifacts import MANIFEST, outputs_digest
+from prefopt.digests import canonical_json, digest, file_md5
+from prefopt.files import read_json, read_lines, read_text
 from prefopt.report import ancestors
 
 TRAINING_STAGES = ("sft", "reward", "policy", "trials", "vote_trials")
@@ -49,7 +50,7 @@ class Record:
     def digest(self) -> str:
         """Changes when anything does that the run shows."""
         values = [self.name, self.parent, self.tags, self.points, self.content, [str(f[0].name) for f in self.files]]
-        return hashlib.sha256(canonical_json(values).encode()).hexdigest()
+        return digest(values)
 
 
 def records(results: Path, item_refs: Sequence[str]) -> list[Record]:

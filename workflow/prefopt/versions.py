@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.addresses import claimed, item_numbers
-from prefopt.artifacts import canonical_json, read_json
+from prefopt.digests import canonical_json
 from prefopt.errors import BadInput
 from prefopt.exports import INDEX
+from prefopt.files import read_json
 from prefopt.inventory import artifacts
 from prefopt.items import with_interval
 from prefopt.revisions import file_at, git

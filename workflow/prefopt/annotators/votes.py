@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from prefopt.artifacts import canonical_json
+from prefopt.digests import canonical_json
 from prefopt.readers import BadRow
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.answers import instruction_text
-from prefopt.artifacts import read_table
 from prefopt.grids.drawing import main_set, settings_label, shown_sets
 from prefopt.grids.figures import grid_figures
 from prefopt.items import with_interval
+from prefopt.tables import read_table
 
 SAMPLE_PROMPTS = 3
 SHOWN_POINTS = 40

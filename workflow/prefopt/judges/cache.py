@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from prefopt.artifacts import canonical_json
+from prefopt.digests import canonical_json
 from prefopt.errors import BadInput, PrefoptError, TryAgain
 from prefopt.judges.answers import RawAnswer
 from prefopt.judges.templates import Question

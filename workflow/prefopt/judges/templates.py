@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import string
@@ -10,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from prefopt.artifacts import canonical_json
+from prefopt.digests import digest
 
 CONTROL = re.compile(r"<(?=[^\s<>\\]{1,64}>)|\[(?=/?[A-Z][A-Z_]{1,31}\])")
 """What opens something that chat formats use for turns, such as <|im_end|>, </s> or [INST]."""
@@ -51,7 +50,7 @@ class JudgeTemplate:
     @property
     def digest(self) -> str:
         """sha256 of the template's words: part of the identity of every judgement."""
-        return hashlib.sha256(canonical_json([self.system, self.user]).encode()).hexdigest()
+        return digest([self.system, self.user])
 
     def messages(
         self, question: Question, labels: Sequence[str], control: re.Pattern[str] = CONTROL

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prefopt.artifacts import Build, join_one_to_one, outputs_digest, read_json, read_table, write_json, write_table
+from prefopt.artifacts import outputs_digest
+from prefopt.builds import Build
 from prefopt.errors import BadInput
+from prefopt.files import read_json, write_json
 from prefopt.stages import RunOptions
 from prefopt.stages.common import MIXTURE, policy_of, token_rows
+from prefopt.tables import join_one_to_one, read_table, write_table
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefopt.artifacts import Build, join_one_to_one, read_json, read_table, write_json, write_table, write_text
+from prefopt.builds import Build
+from prefopt.files import read_json, write_json, write_text
 from prefopt.stages import RunOptions
 from prefopt.stages.common import run_training, token_rows, votes_table
 from prefopt.stages.policy import policy_objective, policy_to_train
+from prefopt.tables import join_one_to_one, read_table, write_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

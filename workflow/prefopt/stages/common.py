@@ -8,18 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefopt import parallel
-from prefopt.artifacts import (
-    Build,
-    join_one_to_one,
-    outputs_digest,
-    read_json,
-    read_table,
-    short_digest,
-    write_json,
-    write_lines,
-)
+from prefopt.artifacts import outputs_digest
+from prefopt.builds import Build
+from prefopt.digests import short_digest
 from prefopt.errors import BadInput
+from prefopt.files import read_json, write_json, write_lines
 from prefopt.rows import Kept
+from prefopt.tables import join_one_to_one, read_table
 
 if TYPE_CHECKING:
     import numpy as np

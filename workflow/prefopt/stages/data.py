@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from prefopt.artifacts import Build, read_table, write_json, write_table
+from prefopt.builds import Build
 from prefopt.errors import BadInput
+from prefopt.files import write_json
 from prefopt.specs import DataSpec, HubModel, ScratchModel, TokensSpec
 from prefopt.stages import RunOptions
 from prefopt.stages.common import SOURCE, TOKENIZER, WEIGHTS, weights_of
+from prefopt.tables import read_table, write_table
 
 log = logging.getLogger(__name__)
 

@@ -7,14 +7,17 @@ import math
 from pathlib import Path
 from typing import Any
 
-from prefopt.artifacts import Build, file_sha256, join_one_to_one, read_json, read_table, write_json, write_table
+from prefopt.builds import Build
+from prefopt.digests import file_sha256
 from prefopt.errors import BadInput, FailedCheck
+from prefopt.files import read_json, write_json
 from prefopt.judging import BothOrders, judge_both_orders
 from prefopt.specs import SamplingSpec
 from prefopt.stages import RunOptions
 from prefopt.stages.common import answerer_of, prompt_origins, prompt_rows, prompt_texts
 from prefopt.stages.judges import judge_of
 from prefopt.stages.leakage import check_unseen, check_unseen_texts
+from prefopt.tables import join_one_to_one, read_table, write_table
 
 log = logging.getLogger(__name__)
 

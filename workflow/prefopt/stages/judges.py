@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefopt.artifacts import Build, read_table
+from prefopt.builds import Build
 from prefopt.errors import BadInput
 from prefopt.judging import BothOrders, Judge, ScalarJudge, judge_both_orders
 from prefopt.stages.common import device_of, kept_rows, weights_of
+from prefopt.tables import read_table
 
 if TYPE_CHECKING:
     from prefopt.judges.pairwise import Asker, PairwiseJudge, Prices

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from prefopt.artifacts import Build, read_table
+from prefopt.builds import Build
 from prefopt.errors import FailedCheck
 from prefopt.pairs import normal_prompt
 from prefopt.report import ancestors
 from prefopt.stages.common import PROMPTS, log
+from prefopt.tables import read_table
 
 
 def _behind(build: Build, roles: Iterable[str], *stages: str) -> Iterator[Path]:

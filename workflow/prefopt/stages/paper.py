@@ -9,19 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefopt.artifacts import (
-    MANIFEST,
-    Build,
-    join_one_to_one,
-    read_json,
-    read_lines,
-    read_manifest,
-    read_rows,
-    read_table,
-    write_json,
-    write_text,
-)
+from prefopt.artifacts import MANIFEST, read_manifest
+from prefopt.builds import Build
+from prefopt.files import read_json, read_lines, read_rows, write_json, write_text
 from prefopt.stages import RunOptions
+from prefopt.tables import join_one_to_one, read_table
 
 if TYPE_CHECKING:
     import pandas as pd

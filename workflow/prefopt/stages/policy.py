@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prefopt.artifacts import Build, join_one_to_one, read_json, read_table
+from prefopt.builds import Build
+from prefopt.files import read_json
 from prefopt.specs import TrainSpec
 from prefopt.stages import RunOptions
 from prefopt.stages.common import policy_of, run_training, save_trained, token_rows, vote_shares, with_adapter
+from prefopt.tables import join_one_to_one, read_table
 
 if TYPE_CHECKING:
     import pandas as pd

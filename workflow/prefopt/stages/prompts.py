@@ -6,11 +6,13 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefopt.artifacts import Build, write_json, write_table
+from prefopt.builds import Build
 from prefopt.errors import BadInput
+from prefopt.files import write_json
 from prefopt.specs import TokensSpec
 from prefopt.stages import RunOptions
 from prefopt.stages.common import PROMPTS, TOKENIZER, weights_of
+from prefopt.tables import write_table
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -108,8 +108,8 @@ def fit_files(
     """
     import pandas as pd
 
-    from prefopt.artifacts import write_text
     from prefopt.difficulty import fit_difficulty
+    from prefopt.files import write_text
 
     if out.suffix != ".csv":
         raise BadInput(f"--out {out}: the table is written as .csv")

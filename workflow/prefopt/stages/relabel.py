@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prefopt.artifacts import Build, join_one_to_one, read_table, write_table
+from prefopt.builds import Build
 from prefopt.stages import RunOptions
+from prefopt.tables import join_one_to_one, read_table, write_table
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prefopt.artifacts import Build, join_one_to_one, outputs_digest, read_table, write_json, write_table
+from prefopt.artifacts import outputs_digest
+from prefopt.builds import Build
 from prefopt.errors import BadInput
+from prefopt.files import write_json
 from prefopt.stages import RunOptions
 from prefopt.stages.common import (
     device_of,
@@ -24,6 +26,7 @@ from prefopt.stages.common import (
     with_adapter,
 )
 from prefopt.stages.reward_kinds import kind_of, pair_ids
+from prefopt.tables import join_one_to_one, read_table, write_table
 
 if TYPE_CHECKING:
     import pandas as pd

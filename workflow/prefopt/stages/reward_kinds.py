@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from prefopt.artifacts import Build, read_table
+from prefopt.builds import Build
 from prefopt.stages.common import VOTE_SIDES, votes_table
+from prefopt.tables import read_table
 
 if TYPE_CHECKING:
     import pandas as pd

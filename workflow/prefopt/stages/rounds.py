@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefopt.artifacts import Build, read_table, write_table
+from prefopt.builds import Build
 from prefopt.errors import BadInput
 from prefopt.stages import RunOptions
 from prefopt.stages.common import (
@@ -20,6 +20,7 @@ from prefopt.stages.common import (
     tokenizer_for,
     weights_of,
 )
+from prefopt.tables import read_table, write_table
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from prefopt.artifacts import Build, read_table
+from prefopt.builds import Build
 from prefopt.errors import BadInput
 from prefopt.stages import RunOptions
+from prefopt.tables import read_table
 
 if TYPE_CHECKING:
     import pandas as pd

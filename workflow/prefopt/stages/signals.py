@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prefopt.artifacts import Build, join_one_to_one, read_json, read_table, write_json, write_table
+from prefopt.builds import Build
 from prefopt.errors import BadInput, FailedCheck
+from prefopt.files import read_json, write_json
 from prefopt.specs import DispersionSpec, SamplingSpec
 from prefopt.stages import RunOptions
 from prefopt.stages.common import (
@@ -25,6 +26,7 @@ from prefopt.stages.common import (
     weights_of,
     with_adapter,
 )
+from prefopt.tables import join_one_to_one, read_table, write_table
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 
-from prefopt.artifacts import Build, write_json, write_text
+from prefopt.builds import Build
 from prefopt.errors import FailedCheck
+from prefopt.files import write_json, write_text
 from prefopt.stages import RunOptions
 from prefopt.studies import get_study
 

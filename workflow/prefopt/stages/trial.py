@@ -11,14 +11,16 @@ import numpy as np
 
 from prefopt.adapters import is_adapted
 from prefopt.answers import draw_answers, log_ratio, sampling_of_draw, steps_of_fractions
-from prefopt.artifacts import Build, read_table, write_lines, write_table
+from prefopt.builds import Build
 from prefopt.errors import FailedCheck
+from prefopt.files import write_lines
 from prefopt.specs import SamplingSpec, TrainSpec
 from prefopt.stages import RunOptions
 from prefopt.stages.common import answerer_of, policy_of, prompt_rows, prompt_texts, run_training
 from prefopt.stages.judges import scorer_of
 from prefopt.stages.leakage import check_unseen
 from prefopt.stages.policy import policy_objective, policy_to_train
+from prefopt.tables import read_table, write_table
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,8 +10,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefopt.artifacts import MANIFEST, node_of, read_json, write_json, write_text
+from prefopt.artifacts import MANIFEST, node_of
 from prefopt.errors import BadInput, FailedCheck
+from prefopt.files import read_json, write_json, write_text
 
 if TYPE_CHECKING:
     from prefopt.plan import Plan

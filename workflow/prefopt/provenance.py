@@ -1,0 +1,53 @@
+"""What a manifest records of the program and the machine: commit, packages, threads, memory."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+_RECORDED_PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "accelerate",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "scikit-learn",
+    "snakemake",
+)
+
+
+@cache
+def git_state(folder: Path) -> dict[str, Any]:
+    """Commit and dirty flag of the checkout that ``folder`` is in; nulls where it is none."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "dirty": None}
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that results depend on."""
+    return {name: metadata.version(name) for name in _RECORDED_PACKAGES}
+
+
+def peak_memory_mb() -> float:
+    """Largest resident size of this process so far, in MB."""
+    scale = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e6, 1)
+
+
+def torch_threads() -> int | None:
+    """Threads that torch computes with in this process; None where it was not imported."""
+    torch = sys.modules.get("torch")
+    return None if torch is None else torch.get_num_threads()
