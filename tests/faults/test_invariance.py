@@ -11,8 +11,10 @@ import torch
 import tiny
 from prefopt.bulk import reward_pairs, score_pairs
 from prefopt.generation import generate
-from prefopt.models import new_reward_model, save_model, set_precision
+from prefopt.models import save_model
 from prefopt.packing import padded
+from prefopt.precision import set_precision
+from prefopt.reward_models import new_reward_model
 from prefopt.specs import SamplingSpec
 
 ROWS = 24

@@ -14,7 +14,8 @@ import tiny
 from prefopt.adapters import ADAPTER_CONFIG, add_adapter, merge_adapter, save_adapter
 from prefopt.checkpoints import load_checkpoint, save_checkpoint
 from prefopt.errors import BadInput
-from prefopt.models import load_causal_lm, load_reward_model, load_tokenizer, new_reward_model, save_model
+from prefopt.models import load_causal_lm, load_tokenizer, save_model
+from prefopt.reward_models import load_reward_model, new_reward_model
 from prefopt.sources import model_identity
 from prefopt.specs import AdapterSpec, LocalModel
 from small_project import ROOT, item

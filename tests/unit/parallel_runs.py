@@ -22,8 +22,9 @@ from prefopt import parallel
 from prefopt.adapters import add_adapter
 from prefopt.errors import PrefoptError
 from prefopt.heads import heads_on
-from prefopt.models import new_reward_model, save_model
+from prefopt.models import save_model
 from prefopt.objectives import RewardObjective, SftObjective
+from prefopt.reward_models import new_reward_model
 from prefopt.specs import AdapterSpec
 
 SPEC = test_trainer.SPEC.model_copy(update={"batch_size": 7, "steps": 8})  # two processes: 4 and 3 rows, in passes of 3

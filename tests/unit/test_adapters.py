@@ -32,17 +32,11 @@ from prefopt.errors import BadInput
 from prefopt.files import read_json, read_lines
 from prefopt.kernels import use_liger
 from prefopt.layers import layers_run
-from prefopt.models import (
-    load_causal_lm,
-    load_reward_model,
-    new_causal_lm,
-    new_reward_model,
-    save_model,
-    score_head,
-)
+from prefopt.models import load_causal_lm, new_causal_lm, save_model
 from prefopt.objectives import Moment, SftObjective
 from prefopt.packing import packs
 from prefopt.plan import load_plan
+from prefopt.reward_models import load_reward_model, new_reward_model, score_head
 from prefopt.scoring import response_scores, reward_scores
 from prefopt.specs import AdapterSpec, EnsembleSpec, ScratchModel, SftSpec, TrainSpec
 from prefopt.stages import RunOptions, trial

@@ -21,9 +21,10 @@ from transformers import (
 import tiny
 from prefopt.adapters import adapters_off, add_adapter
 from prefopt.generation import generate
-from prefopt.models import load_causal_lm, load_reward_model, new_reward_model, save_model, score_head
+from prefopt.models import load_causal_lm, save_model
 from prefopt.objectives import PolicyObjective, RewardObjective
 from prefopt.packing import packs, padded
+from prefopt.reward_models import load_reward_model, new_reward_model, score_head
 from prefopt.scoring import response_scores, reward_scores
 from prefopt.specs import AdapterSpec, SamplingSpec, TrainSpec
 from prefopt.trainer import train

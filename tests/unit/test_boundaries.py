@@ -15,7 +15,7 @@ PACKAGE = Path(prefopt.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 TESTS = PACKAGE.parents[1] / "tests"
 FILE_READERS = {"digests", "files", "tables", "storage"}
-FILE_READERS |= {"config", "sources", "containers", "pairs", "models", "checkpoints", "tracking", "report"}
+FILE_READERS |= {"config", "sources", "containers", "pairs", "checkpoints", "tracking", "report"}
 
 # What a layer may import of this package, at its top or inside its functions: those named, and what they may.
 LAYERS = {

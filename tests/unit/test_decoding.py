@@ -38,7 +38,7 @@ from prefopt.drawing import Drawer, nucleus
 from prefopt.errors import BadInput
 from prefopt.generation import generate
 from prefopt.lean import is_plain_llama
-from prefopt.models import set_precision
+from prefopt.precision import set_precision
 from prefopt.specs import SamplingSpec
 
 SIZES = {

@@ -13,8 +13,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 import tiny
 from prefopt import layers
 from prefopt.layers import layers_run
-from prefopt.models import set_precision
 from prefopt.packing import packs, padded
+from prefopt.precision import set_precision
 from prefopt.scoring import projects_linearly, response_scores
 
 PAIRS = tiny.pairs(6, seed=2)

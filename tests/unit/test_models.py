@@ -8,15 +8,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import tiny
 from prefopt.errors import BadInput
-from prefopt.models import (
-    load_causal_lm,
-    load_reward_model,
-    load_tokenizer,
-    new_causal_lm,
-    new_reward_model,
-    pick_device,
-    save_model,
-)
+from prefopt.models import load_causal_lm, load_tokenizer, new_causal_lm, pick_device, save_model
+from prefopt.reward_models import load_reward_model, new_reward_model
 
 IDS = torch.tensor([[1, 5, 9, 7]])
 

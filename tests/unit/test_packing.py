@@ -26,9 +26,9 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import tiny
 from prefopt import packing
-from prefopt.models import set_precision
 from prefopt.objectives import Moment, PolicyObjective, RewardObjective
 from prefopt.packing import attention_for, pack, packs, padded
+from prefopt.precision import set_precision
 from prefopt.scoring import projects_linearly, response_scores, reward_scores
 
 PAIRS = tiny.pairs(9, seed=4)

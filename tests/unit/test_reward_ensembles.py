@@ -21,9 +21,10 @@ from prefopt.cli import main
 from prefopt.ensemble import diagnostics, reward_margins
 from prefopt.errors import BadInput
 from prefopt.files import read_lines
-from prefopt.models import load_reward_model, new_reward_model, new_shared_reward_model, save_model
+from prefopt.models import save_model
 from prefopt.objectives import Moment, RewardObjective, SharedRewardObjective
 from prefopt.plan import load_plan
+from prefopt.reward_models import load_reward_model, new_reward_model, new_shared_reward_model
 from prefopt.specs import EnsembleSpec
 from prefopt.stages import STAGES
 from prefopt.tables import read_table

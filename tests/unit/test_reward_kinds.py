@@ -11,10 +11,11 @@ import torch
 import tiny
 from prefopt.dispersion import rating_spread
 from prefopt.errors import BadInput
-from prefopt.models import new_shared_reward_model, save_model
+from prefopt.models import save_model
 from prefopt.objectives import Moment, RewardObjective
 from prefopt.outer.general_preference import against_policy, scores
 from prefopt.outer.rounds import class_moments, wasserstein
+from prefopt.reward_models import new_shared_reward_model
 from prefopt.reward_objectives import (
     PreferenceObjective,
     RatingObjective,

@@ -21,7 +21,7 @@ from prefopt.calibration import expected_win_rates
 from prefopt.errors import BadInput
 from prefopt.files import read_json, read_lines
 from prefopt.losses import LOSSES
-from prefopt.models import load_causal_lm, load_reward_model, load_tokenizer
+from prefopt.models import load_causal_lm, load_tokenizer
 from prefopt.outer.annotator_types import expectation, min_max_regret
 from prefopt.outer.choice import chosen_and_rejected, fronts
 from prefopt.outer.general_preference import scores
@@ -29,6 +29,7 @@ from prefopt.outer.rounds import advantage_policy, advantage_regression, extrapo
 from prefopt.outer.weights import extrapolate
 from prefopt.pairs import build_pairs
 from prefopt.procedures import PROCEDURES
+from prefopt.reward_models import load_reward_model
 from prefopt.scoring import reward_scores
 from prefopt.specs import DataSpec, SamplingSpec
 from prefopt.stages import RunOptions

@@ -19,7 +19,7 @@ from prefopt import progress
 from prefopt.errors import EXIT_TRY_AGAIN, BadInput, FailedCheck, TryAgain
 from prefopt.heads import heads_on
 from prefopt.losses import LOSSES
-from prefopt.models import new_reward_model, save_model
+from prefopt.models import save_model
 from prefopt.objectives import (
     Moment,
     PolicyObjective,
@@ -28,6 +28,7 @@ from prefopt.objectives import (
     SftObjective,
     rows_of_stream,
 )
+from prefopt.reward_models import new_reward_model
 from prefopt.scoring import response_scores, reward_scores
 from prefopt.specs import TrainSpec
 from prefopt.trainer import micro_batches, new_optimizer, rate_factor, total_steps, train

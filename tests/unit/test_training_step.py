@@ -9,9 +9,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import tiny
 from prefopt import fused_head, scoring
-from prefopt.models import set_precision
 from prefopt.objectives import Moment, PolicyObjective, rows_of_stream
 from prefopt.packing import packs, padded
+from prefopt.precision import set_precision
 from prefopt.scoring import projects_linearly, response_scores
 from prefopt.specs import TrainSpec
 from prefopt.trainer import micro_batches, train

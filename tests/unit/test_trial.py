@@ -17,8 +17,9 @@ from prefopt.builds import building
 from prefopt.bulk import reward_responses
 from prefopt.errors import BadInput, FailedCheck
 from prefopt.files import read_json, read_lines
-from prefopt.models import load_causal_lm, load_reward_model, load_tokenizer, new_reward_model, save_model
+from prefopt.models import load_causal_lm, load_tokenizer, save_model
 from prefopt.objectives import SftObjective, rows_of_stream
+from prefopt.reward_models import load_reward_model, new_reward_model
 from prefopt.sentiment import fit_classifier, load_classifier
 from prefopt.specs import DataSpec, ScratchModel, TokensSpec, TrainSpec
 from prefopt.stages import STAGES, RunOptions, trial

@@ -7,7 +7,7 @@ reference stays at hand as the same model with the adapters off.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -154,6 +154,11 @@ def merge_adapter(model: PreTrainedModel, folder: Path, device: str = "cpu") -> 
         tuner.merge_and_unload()
         model.requires_grad_(True)
     return bool(heads)
+
+
+def merge_adapters(model: PreTrainedModel, folders: Sequence[Path], device: str) -> bool:
+    """``merge_adapter`` for each folder in order; whether the last one came with a head."""
+    return [merge_adapter(model, folder, device) for folder in folders][-1:] == [True]
 
 
 def whole_state(model: PreTrainedModel) -> dict[str, Tensor]:

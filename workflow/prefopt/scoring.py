@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from prefopt.lazy import LazyModule
-from prefopt.models import low_type, score_head
 from prefopt.packing import Ids, Rows, attention_for, pack, packs, pad
+from prefopt.precision import low_type
+from prefopt.reward_models import score_head
 
 if TYPE_CHECKING:
     import torch

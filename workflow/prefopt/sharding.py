@@ -20,8 +20,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from prefopt import parallel
 from prefopt.errors import BadInput
-from prefopt.models import Precision, set_precision
 from prefopt.packing import packs
+from prefopt.precision import Precision, set_precision
 from prefopt.quantized import is_quantized
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ from prefopt.checkpoints import check_finite, load_checkpoint, save_checkpoint, 
 from prefopt.errors import BadInput, FailedCheck, TryAgain
 from prefopt.layers import layers_run
 from prefopt.lazy import LazyModule
-from prefopt.models import set_precision
 from prefopt.objectives import Moment, Objective, rows_of_stream
 from prefopt.packing import packs
+from prefopt.precision import set_precision
 from prefopt.progress import Progress
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ def calibrate_rewards(build: Build, options: RunOptions) -> None:
     """
     from prefopt.bulk import reward_responses
     from prefopt.calibration import pair_win_rates
-    from prefopt.models import load_reward_model
+    from prefopt.reward_models import load_reward_model
 
     pairs = token_rows(build.parent("tokens"), "train", ("pair_id", "prompt_id", "split"))
     samples = read_table(build.parent("samples") / "samples.parquet")

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from prefopt.answers import Mixture
-    from prefopt.models import Precision
     from prefopt.objectives import Objective
+    from prefopt.precision import Precision
     from prefopt.stages import RunOptions
     from prefopt.trainer import Visits
 

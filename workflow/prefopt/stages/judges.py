@@ -184,7 +184,7 @@ def _oracle(build: Build, options: RunOptions) -> Scorer:
 
 def _reward_models(build: Build, options: RunOptions) -> Scorer:
     from prefopt.bulk import reward_responses
-    from prefopt.models import load_reward_model
+    from prefopt.reward_models import load_reward_model
 
     models = {}
     for role, folder in build.parents_like("judge").items():

@@ -64,7 +64,7 @@ def train_reward(build: Build, options: RunOptions) -> None:
     With a ``kind`` in the spec it has several outputs: a head for each of the initial seeds (shared_backbone), classes
     of ratings (distributional), or the coordinates of a vector (general_preference).
     """
-    from prefopt.models import new_shared_reward_model, score_head
+    from prefopt.reward_models import new_shared_reward_model, score_head
 
     spec = build.node.spec
     kind = kind_of(spec)
@@ -126,7 +126,7 @@ def score_rewards(build: Build, options: RunOptions) -> None:
     import pandas as pd
 
     from prefopt.bulk import SIDES, reward_pairs
-    from prefopt.models import load_reward_model
+    from prefopt.reward_models import load_reward_model
     from prefopt.reward_objectives import RATINGS, rating_moments
 
     tokens = build.parent("tokens")

@@ -111,7 +111,7 @@ def _rewards(build: Build, options: RunOptions, samples: pd.DataFrame, drawn: li
     if build.node.spec["oracle"]:
         return _oracle_rewards(build, samples)[:, None]
     from prefopt.bulk import reward_responses
-    from prefopt.models import load_reward_model
+    from prefopt.reward_models import load_reward_model
 
     columns = samples["prompt_ids"].tolist(), samples["response_ids"].tolist()
     outputs, found = build.node.spec.get("outputs", 1), []

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from prefopt.answers import Mixture
-    from prefopt.models import Precision
+    from prefopt.precision import Precision
 
 _ROUND = "round"  # and its number: the role of what answers after a round
 
@@ -80,7 +80,7 @@ class _Evaluation:
 
     def visit(self, model: PreTrainedModel, step: int) -> None:
         """Answer all sets with the weights as they are, in fp32 as saved weights would be."""
-        from prefopt.models import set_precision
+        from prefopt.precision import set_precision
 
         set_precision(model, "fp32")
         try:

@@ -235,7 +235,8 @@ def _sampled(model: Any, tokenizer: Any, tokens: Any, given: argparse.Namespace)
 def _reward_margins(given: argparse.Namespace, device: str, prompts: list, sides: list[list]) -> np.ndarray:
     """Margins of all reward models [N, K]."""
     from prefopt.bulk import reward_responses
-    from prefopt.models import load_reward_model, load_tokenizer
+    from prefopt.models import load_tokenizer
+    from prefopt.reward_models import load_reward_model
     from prefopt.tokens import check_same_vocabulary
 
     if len(given.rewards) < 2:
