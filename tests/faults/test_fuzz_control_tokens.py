@@ -12,7 +12,7 @@ from tokenizers import AddedToken
 
 from prefopt.judges.causal import CausalJudge
 from prefopt.judges.templates import TEMPLATES, Question
-from prefopt.readers import broken_at
+from prefopt.readers.raw import broken_at
 from prefopt.specs import TokensSpec
 from prefopt.tokens import PAD, end_ids, response_ids, tokenize_pairs, tokenize_prompts, train_tokenizer
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from prefopt.errors import BadInput
 from prefopt.pairs import read_source
-from prefopt.readers import REASONS, ROLES
+from prefopt.readers.raw import REASONS, ROLES
 from prefopt.specs import FilesSource
 
 USER, ANSWER = {"role": "user", "content": "One plus one?"}, {"role": "assistant", "content": "Two."}

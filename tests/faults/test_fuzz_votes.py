@@ -15,7 +15,7 @@ from prefopt.annotators.source import voted_outcomes
 from prefopt.annotators.votes import CHOICES
 from prefopt.errors import BadInput
 from prefopt.prompt_sets import read_prompts
-from prefopt.readers import REASONS, RawPair
+from prefopt.readers.raw import REASONS, RawPair
 from prefopt.sources import prompts_identity
 from prefopt.specs import FilePrompts, VotesSource
 from prefopt.stages.votes_file import agreement_of

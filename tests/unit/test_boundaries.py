@@ -28,6 +28,7 @@ LAYERS = {
     "tables": "errors",
     "files": "errors json_text storage",
     "artifacts": "digests files",
+    "readers": "errors markup",
     "verification": "artifacts",
     "builds": "provenance team verification",
 }
@@ -89,7 +90,7 @@ def test_a_layer_imports_only_those_below_it(layer):
     def below(name):
         return {name}.union(*map(below, LAYERS.get(name, "").split()))
 
-    inside = {m.split(".")[1] for m in imported_by(PACKAGE / f"{layer}.py") if m.startswith("prefopt.")}
+    inside = {m.split(".")[1] for m in imports_of(layer) if m.startswith("prefopt.")}
     assert inside <= below(layer)
 
 
@@ -102,6 +103,12 @@ def test_what_tests_and_benchmarks_import_is_there():
                 there = importlib.import_module(node.module)
                 found = [a.name for a in node.names if not (hasattr(there, a.name) or submodule(there, a.name))]
                 assert not found, (path, node.lineno, found)
+
+
+def imports_of(layer: str) -> set[str]:
+    """What a module imports, or all modules of a package together."""
+    files = (PACKAGE / layer).glob("*.py") if (PACKAGE / layer).is_dir() else [PACKAGE / f"{layer}.py"]
+    return set().union(*map(imported_by, files))
 
 
 def submodule(package, name: str) -> bool:

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from prefopt.errors import BadInput
-from prefopt.readers import READERS, REASONS, BadRow, RawPair, Refused, find_reader, meta_json, read_row
+from prefopt.readers import READERS, find_reader, read_row
+from prefopt.readers.raw import REASONS, BadRow, RawPair, Refused, meta_json
 
 
 def user(text):

@@ -16,7 +16,8 @@ from prefopt.containers import NumberedRow, dataset_rows, open_path
 from prefopt.digests import canonical_json
 from prefopt.errors import BadInput
 from prefopt.hub import of_commit
-from prefopt.readers import BadRow, RawPair, Refused, checked_pair, find_reader, meta_json, read_row
+from prefopt.readers import find_reader, read_row
+from prefopt.readers.raw import BadRow, RawPair, Refused, checked_pair, meta_json
 from prefopt.sources import content_sha256
 from prefopt.specs import DataSpec, FilesSource, HubSource, SplitSpec, VotesSource, WorldSource
 

@@ -12,7 +12,8 @@ from prefopt.containers import NumberedRow, dataset_rows, list_rows, open_path
 from prefopt.errors import BadInput
 from prefopt.hub import of_commit
 from prefopt.pairs import digest63
-from prefopt.readers import BadRow, Message, Refused, broken_at, find_reader, read_row, require_unicode
+from prefopt.readers import find_reader, read_row
+from prefopt.readers.raw import BadRow, Message, Refused, broken_at, require_unicode
 from prefopt.sources import content_sha256
 
 if TYPE_CHECKING:

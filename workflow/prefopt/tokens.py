@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from prefopt.digests import canonical_json
 from prefopt.errors import BadInput
 from prefopt.pairs import REFUSED_COLUMNS
-from prefopt.readers import RAW_ROLE, Message
+from prefopt.readers.raw import RAW_ROLE, Message
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -22,7 +22,7 @@ from prefopt.annotators.rows import (
     votes_of_rankings,
 )
 from prefopt.annotators.votes import Ballot, Collector, RankedPrompt, VotedPair, Votes
-from prefopt.readers import BadRow
+from prefopt.readers.raw import BadRow
 
 
 def read_ukp(rows: Sequence[Placed]) -> Votes:

@@ -25,7 +25,7 @@ from prefopt.annotators.rows import (
 from prefopt.annotators.votes import CHOICES, Ballot, Collector, RankedPrompt, VotedPair, Votes
 from prefopt.errors import BadInput, nearest
 from prefopt.json_text import parsed_json
-from prefopt.readers import BadRow, broken_at
+from prefopt.readers.raw import BadRow, broken_at
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from prefopt.annotators.votes import RankedPrompt, Votes
 from prefopt.errors import BadInput, nearest
-from prefopt.readers import BadRow, broken_at
+from prefopt.readers.raw import BadRow, broken_at
 
 Row = Mapping[str, Any]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefopt.annotators.readers import read_votes
 from prefopt.annotators.votes import SIDES, Ballot, VotedPair, sampled_per_prompt
-from prefopt.readers import RawPair, Refused, checked_pair
+from prefopt.readers.raw import RawPair, Refused, checked_pair
 from prefopt.specs import VotesSource
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from prefopt.digests import canonical_json
-from prefopt.readers import BadRow
+from prefopt.readers.raw import BadRow
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,7 +15,7 @@ import numpy as np
 
 from prefopt.containers import csv_rows, list_rows
 from prefopt.errors import BadInput
-from prefopt.readers import broken_at
+from prefopt.readers.raw import broken_at
 from prefopt.winrate import length_controlled_win_rate, win_rate
 
 if TYPE_CHECKING:

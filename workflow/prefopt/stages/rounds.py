@@ -148,7 +148,7 @@ def _pairs(
     """Rows of the pair table, and of the refusals: source, source_row, reason, detail."""
     from prefopt.outer.choice import chosen_and_rejected
     from prefopt.pairs import digest63
-    from prefopt.readers import Refused, checked_pair
+    from prefopt.readers.raw import Refused, checked_pair
 
     origin = known.drop_duplicates("prompt_id").set_index("prompt_id")
     worth = rewards.mean(axis=1)

@@ -175,7 +175,7 @@ def _tokenised(
     import pandas as pd
 
     from prefopt.pairs import digest63
-    from prefopt.readers import Refused, checked_pair
+    from prefopt.readers.raw import Refused, checked_pair
     from prefopt.specs import TokensSpec
     from prefopt.tokens import tokenize_pairs
 
