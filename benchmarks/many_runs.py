@@ -24,7 +24,8 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pairs_and_models import ROOT, environment, markdown, median_range, write_evidence
+from benchmarks.conditions import ROOT
+from benchmarks.pairs_and_models import environment, markdown, median_range, write_evidence
 
 from prefopt.artifacts import MANIFEST, Node
 from prefopt.files import read_json
