@@ -13,6 +13,7 @@ from prefopt.artifacts import MANIFEST, read_manifest
 from prefopt.builds import Build
 from prefopt.files import read_json, read_lines, read_rows, write_json, write_text
 from prefopt.stages import RunOptions
+from prefopt.stages.common import warn
 from prefopt.tables import join_one_to_one, read_table
 
 if TYPE_CHECKING:
@@ -183,8 +184,12 @@ def _weights(build: Build) -> dict[str, Sample]:
 def _measured(build: Build) -> tuple[dict[str, Any], pd.DataFrame, str, dict[str, str]]:
     """Content, table, Markdown and figure over all arms and seeds."""
     from prefopt import figures, items
+    from prefopt.alike import arms_alike
 
-    item = items.collect_item(build.node.spec, _finished_runs(build))
+    runs = _finished_runs(build)
+    for sentence in arms_alike(runs):
+        warn(build, sentence)
+    item = items.collect_item(build.node.spec, runs)
     return item, items.table(item), items.markdown(item), {"arms": figures.arms_figure(item)}
 
 
