@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from prefopt.errors import BadInput, FailedCheck
 from prefopt.stages import annotated
-from prefopt.stages.rankings import compare_files, fit_files, rank_files
 from prefopt.stages.shown import evaluations_of
+from prefopt.verbs.rankings import compare_files, fit_files, rank_files
 
 PREFERENCES = (1.0, 2.0, 1.2, 1.8, 1.5, None, 1.4)
 

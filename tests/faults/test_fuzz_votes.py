@@ -18,7 +18,7 @@ from prefopt.prompt_sets import read_prompts
 from prefopt.readers.raw import REASONS, RawPair
 from prefopt.sources import prompts_identity
 from prefopt.specs import FilePrompts, VotesSource
-from prefopt.stages.votes_file import agreement_of
+from prefopt.verbs.votes_file import agreement_of
 
 PAIR = {"prompt": "Why?", "response_a": "So.", "response_b": "No."}
 RATINGS = {"RE": 3, "CH": 4, "EM": "2", "SU": 1.5, "EG": 2, "CX": 5}

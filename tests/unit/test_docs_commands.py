@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from prefopt.cli import _parser
+from prefopt.cli import parser
 from prefopt.config import item_files
 from prefopt.errors import BadInput
 
@@ -45,7 +45,7 @@ def commands(text: str) -> list[list[str]]:
 
 
 def verbs() -> dict[str, set[str]]:
-    (action,) = (one for one in _parser()._actions if isinstance(one, argparse._SubParsersAction))
+    (action,) = (one for one in parser()._actions if isinstance(one, argparse._SubParsersAction))
     return {name: set(verb._option_string_actions) for name, verb in action.choices.items()}
 
 

@@ -35,7 +35,7 @@ def test_lists_import_nothing_that_computes(root, words):
 
 
 def test_the_parser_alone_needs_neither_declarations_nor_yaml(root):
-    code = "import sys; import prefopt.cli; prefopt.cli._parser(); print(*sys.modules)"
+    code = "import sys; import prefopt.cli; prefopt.cli.parser(); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert not set(done.stdout.split()) & (HEAVY | {"pydantic", "yaml"})
 

@@ -5,29 +5,23 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefopt.artifacts import MANIFEST, node_of
 from prefopt.errors import BadInput, FailedCheck
 from prefopt.files import read_json, write_json, write_text
+from prefopt.verbs.arguments import Verbs, add_configured, loaded_plan
 
-if TYPE_CHECKING:
-    from prefopt.plan import Plan
-
-Configured = Callable[[str, str, Callable[[argparse.Namespace], None]], argparse.ArgumentParser]
-PlanOf = Callable[[argparse.Namespace], "Plan"]
 PUBLISHED = "published.json"
 
 
-def add_verbs(
-    verbs: argparse._SubParsersAction, common: argparse.ArgumentParser, configured: Configured, plan_of: PlanOf
-) -> None:
+def add_verbs(verbs: Verbs, common: argparse.ArgumentParser) -> None:
     """Register the verbs; nothing heavy is imported before one of them runs."""
     text = "where a number, artifact, MLflow run, DVC hash or git commit comes from and where it went"
-    trace = configured("trace", text, lambda given: _trace(given, plan_of))
+    trace = add_configured(verbs, common, "trace", text, _trace)
     trace.add_argument("name", metavar="X", help="paper/item, paper/item:arm/metric, or any id, hash or commit")
     trace.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -44,7 +38,7 @@ def add_verbs(
     compare.set_defaults(run=_compare)
 
     text = "list what no declaration reaches: artifacts, their specs and logs, scratch of runs that are gone"
-    collect = configured("gc", text, _gc)
+    collect = add_configured(verbs, common, "gc", text, _gc)
     collect.add_argument("--delete", action="store_true", help="remove it; without this it is only listed")
     collect.add_argument(
         "--also-config", type=Path, nargs="*", default=[], metavar="FILE", help="keep what these config files reach too"
@@ -52,7 +46,7 @@ def add_verbs(
     collect.add_argument("--leave-out", default="", help="items that cannot be planned here and need not be kept")
 
     text = "import finished runs into MLflow; twice changes nothing"
-    publish = configured("publish", text, lambda given: _publish(given, plan_of))
+    publish = add_configured(verbs, common, "publish", text, _publish)
     publish.add_argument(
         "manifests", type=Path, nargs="*", help="the items' manifest.json, instead of all finished ones"
     )
@@ -93,16 +87,16 @@ def _pending(published: Path) -> None:
         print(f"{len(record['failed'])} runs are not in MLflow yet ({why}); later: python -m prefopt publish")
 
 
-def _publish(arguments: argparse.Namespace, plan_of: PlanOf) -> None:
+def _publish(arguments: argparse.Namespace) -> None:
     from prefopt.tracking import publish
 
     if arguments.pending:
-        _pending(arguments.out or Path(plan_of(arguments).config.results) / PUBLISHED)
+        _pending(arguments.out or Path(loaded_plan(arguments).config.results) / PUBLISHED)
         return
     if arguments.manifests:
         results, refs = finished_items(arguments.manifests)
     else:
-        plan = plan_of(arguments)
+        plan = loaded_plan(arguments)
         results = Path(plan.config.results)
         refs = [node.ref for node in plan.items.values() if (results / node.ref / MANIFEST).is_file()]
         if not refs:
@@ -116,18 +110,18 @@ def _publish(arguments: argparse.Namespace, plan_of: PlanOf) -> None:
     print(f"{done}{lost}")
 
 
-def _trace(arguments: argparse.Namespace, plan_of: PlanOf) -> None:
+def _trace(arguments: argparse.Namespace) -> None:
     from prefopt.trace import Tracer, as_text
 
-    results, current = _results_and_items(arguments, plan_of)
+    results, current = _results_and_items(arguments)
     found = Tracer(results, current).trace(arguments.name)
     print(json.dumps(found, ensure_ascii=False) if arguments.json else as_text(found))
 
 
-def _results_and_items(arguments: argparse.Namespace, plan_of: PlanOf) -> tuple[Path, list[str]]:
+def _results_and_items(arguments: argparse.Namespace) -> tuple[Path, list[str]]:
     """The results folder and the items of the configuration; where it cannot be planned, the folder alone."""
     try:
-        plan = plan_of(arguments)
+        plan = loaded_plan(arguments)
     except BadInput:
         from prefopt.config import load_config
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefopt.errors import BadInput
+from prefopt.verbs.arguments import Verbs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 CONFIDENCE = 0.95
 
 
-def add_verbs(verbs: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
+def add_verbs(verbs: Verbs, common: argparse.ArgumentParser) -> None:
     """Register the three verbs; nothing heavy is imported before one of them runs."""
     text = "strengths of several models from their annotations: Bradley-Terry, also at equal length"
     rank = _verb(verbs, common, "rank", text)
@@ -46,9 +47,7 @@ def add_verbs(verbs: argparse._SubParsersAction, common: argparse.ArgumentParser
     )
 
 
-def _verb(
-    verbs: argparse._SubParsersAction, common: argparse.ArgumentParser, name: str, text: str
-) -> argparse.ArgumentParser:
+def _verb(verbs: Verbs, common: argparse.ArgumentParser, name: str, text: str) -> argparse.ArgumentParser:
     verb = verbs.add_parser(name, parents=[common], help=text, description=text)
     verb.add_argument(
         "--annotations", type=Path, nargs="+", required=True, help="AlpacaEval's annotations, .json or .csv, also .gz"

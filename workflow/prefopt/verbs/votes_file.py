@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefopt.errors import BadInput
 from prefopt.lazy import LazyModule
+from prefopt.verbs.arguments import Verbs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,10 +25,9 @@ log = logging.getLogger(__name__)
 _CODES = {"a": 0, "b": 1, "tie": 2}
 _FEW_VOTES = 5  # with fewer votes than that, an annotator's quality is mostly the prior
 _SHOWN = 10
-_MICRO_BATCH = 16
 
 
-def add_verb(verbs: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
+def add_verb(verbs: Verbs, common: argparse.ArgumentParser) -> None:
     """Register the verb; nothing heavy is imported before it runs."""
     text = "agreement of several annotators in your own file, and whether a model's dispersion follows them"
     verb = verbs.add_parser("disagreement", parents=[common], help=text, description=text)
@@ -57,12 +57,13 @@ def _run(given: argparse.Namespace) -> None:
     if given.model is None and (given.rewards or given.samples or given.max_length):
         raise BadInput("--rewards, --samples and --max-length go with --model, whose tokenizer they use")
     from prefopt.annotators.readers import read_votes
+    from prefopt.verbs.votes_and_model import against_model
 
     votes = read_votes(given.votes, given.reader)
     result = agreement_of(votes, resamples=given.resamples, seed=given.seed)
     if given.model is not None:
         try:
-            result["model"] = _against_model(votes, given)
+            result["model"] = against_model(votes, given)
         except BadInput as error:
             raise BadInput(f"{given.votes[0]} with {given.model}: {error}") from None
     print(json.dumps(result, ensure_ascii=False, allow_nan=False) if given.json else _text(result))
@@ -139,115 +140,6 @@ def _rankings(votes: Votes) -> dict[str, Any] | None:
         "mean_phi": float(phi.mean()),
         "phi": {name: float(value) for name, value in quartiles.items()},
     }
-
-
-def _against_model(votes: Votes, given: argparse.Namespace) -> dict[str, Any]:
-    """Estimates of dispersion by the model (and reward models) beside the annotators."""
-    from prefopt.annotators.agreement import counts_of
-    from prefopt.annotators.estimates import compare_with_people, reward_estimates
-    from prefopt.bulk import score_responses
-    from prefopt.dispersion import normalised_entropy
-    from prefopt.models import load_causal_lm, load_tokenizer, pick_device
-
-    device = pick_device(given.device)
-    tokenizer = load_tokenizer(given.model)
-    model = load_causal_lm(given.model, device=device)
-    tokens, pairs, left_out = _tokenised(votes, tokenizer, model.config.get_text_config(), given.max_length)
-    prompts, sides = tokens["prompt_ids"].tolist(), [tokens["chosen_ids"].tolist(), tokens["rejected_ids"].tolist()]
-    scores = [score_responses(model, prompts, ids, batch_size=_MICRO_BATCH) for ids in sides]
-    lengths = [score["tokens"] for score in scores]
-    entropies = [score["entropy"] for score in scores]
-    vocab = model.config.get_text_config().vocab_size
-    estimates = {"token_entropy": normalised_entropy(*entropies, *lengths, vocab_size=vocab)}
-    ids = tokens["prompt_id"].to_numpy()
-    if given.samples:
-        estimates["sequence_entropy"] = _sampled(model, tokenizer, tokens, given)
-    if given.rewards:
-        estimates |= reward_estimates(_reward_margins(given, device, prompts, sides))
-    found = compare_with_people(estimates, counts_of(pairs), *lengths, ids, resamples=given.resamples, seed=given.seed)
-    return {key: found[key] for key in ("pairs", "prompts", "estimates")} | {"left_out": left_out}
-
-
-def _tokenised(
-    votes: Votes, tokenizer: Any, config: Any, limit: int | None
-) -> tuple[Any, list[VotedPair], dict[str, int]]:
-    """Token ids of the pairs that have two votes and texts, the pairs in the same order, and who is left out why."""
-    import pandas as pd
-
-    from prefopt.pairs import digest63
-    from prefopt.readers.raw import Refused, checked_pair
-    from prefopt.specs import TokensSpec
-    from prefopt.tokens import tokenize_pairs
-
-    kept, left_out = [], {}
-    for pair in votes.pairs:
-        why = "fewer than two votes" if len(pair.ballots) < 2 else None
-        try:
-            checked_pair([{"role": "user", "content": pair.prompt}], pair.response_a, pair.response_b, {})
-        except Refused as refusal:
-            why = refusal.reason
-        if why is None:
-            kept.append(pair)
-        else:
-            left_out[why] = left_out.get(why, 0) + 1
-    table = pd.DataFrame(
-        {
-            "pair_id": range(len(kept)),
-            "prompt_id": [digest63(pair.prompt) for pair in kept],
-            "prompt": [[{"role": "user", "content": pair.prompt}] for pair in kept],
-            "chosen": [pair.response_a for pair in kept],
-            "rejected": [pair.response_b for pair in kept],
-            "split": "test",
-            "source": "votes",
-            "source_row": [pair.place for pair in kept],
-        }
-    )
-    if table.empty:
-        raise BadInput(f"no pair with texts and two votes ({left_out}); a model has nothing to be compared on")
-    positions = getattr(config, "max_position_embeddings", None)
-    longest = limit or min(positions or 2048, 2048)
-    spec = TokensSpec(max_prompt_tokens=max(1, longest // 2), max_length=longest, overlong="truncate_left")
-    tokens, refused = tokenize_pairs(table, tokenizer, spec, positions)
-    for reason, count in refused["reason"].value_counts().items():
-        left_out[str(reason)] = left_out.get(str(reason), 0) + int(count)
-    if tokens.empty:
-        raise BadInput(f"all pairs are left out ({left_out}); raise --max-length")
-    return tokens.reset_index(drop=True), [kept[number] for number in tokens["pair_id"]], left_out
-
-
-def _sampled(model: Any, tokenizer: Any, tokens: Any, given: argparse.Namespace) -> np.ndarray:
-    from prefopt.bulk import score_responses
-    from prefopt.dispersion import sequence_entropy
-    from prefopt.generation import generate
-    from prefopt.specs import SamplingSpec
-
-    rows = tokens.drop_duplicates("prompt_id")
-    rows = rows.loc[rows.index.repeat(given.samples)]
-    prompts = rows["prompt_ids"].tolist()
-    sampling = SamplingSpec(max_new_tokens=given.new_tokens, batch_size=_MICRO_BATCH, seed=given.seed)
-    drawn = generate(model, tokenizer, prompts, sampling)
-    scores = score_responses(model, prompts, drawn.response_ids, batch_size=_MICRO_BATCH)
-    vocab = model.config.get_text_config().vocab_size
-    entropy = sequence_entropy(rows["prompt_id"].to_numpy(), scores["logp"], scores["tokens"], vocab)
-    return tokens["prompt_id"].map(entropy).to_numpy()
-
-
-def _reward_margins(given: argparse.Namespace, device: str, prompts: list, sides: list[list]) -> np.ndarray:
-    """Margins of all reward models [N, K]."""
-    from prefopt.bulk import reward_responses
-    from prefopt.models import load_tokenizer
-    from prefopt.reward_models import load_reward_model
-    from prefopt.tokens import check_same_vocabulary
-
-    if len(given.rewards) < 2:
-        raise BadInput("--rewards names one reward model; votes and variances need two or more")
-    columns = []
-    for folder in given.rewards:
-        check_same_vocabulary(load_tokenizer(folder), load_tokenizer(given.model))
-        model = load_reward_model(folder, device=device)
-        a, b = (reward_responses(model, prompts, ids, batch_size=_MICRO_BATCH) for ids in sides)
-        columns.append(a - b)
-    return np.column_stack(columns)
 
 
 # --- as text --------------------------------------------------------------------------------------------------------
