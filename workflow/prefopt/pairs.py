@@ -19,7 +19,7 @@ from prefopt.hub import of_commit
 from prefopt.readers import find_reader, read_row
 from prefopt.readers.raw import BadRow, RawPair, Refused, checked_pair, meta_json
 from prefopt.sources import content_sha256
-from prefopt.specs import DataSpec, FilesSource, HubSource, SplitSpec, VotesSource, WorldSource
+from prefopt.specs import DataSpec, FilesSource, HubSource, RatersSpec, SplitSpec, VotesSource, WorldSource
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,7 +92,7 @@ def build_pairs(data: DataSpec, data_root: Path) -> tuple[pd.DataFrame, pd.DataF
     accepted, elsewhere = _each_in_one_split(accepted)
     refused += elsewhere
     by_raters = isinstance(data.source, WorldSource) and data.source.raters is not None
-    voted = VOTE_COLUMNS if isinstance(data.source, VotesSource) or by_raters else ()
+    voted: tuple[str, ...] = VOTE_COLUMNS if isinstance(data.source, VotesSource) or by_raters else ()
     if isinstance(data.source, VotesSource) and data.source.hold_out is not None:
         voted += HELD_OUT_COLUMNS
     pairs = pd.DataFrame(accepted, columns=[*PAIR_COLUMNS, *voted])
@@ -230,23 +230,23 @@ def _world_outcomes(source: WorldSource) -> Iterator[Outcome]:
 
     rows = generate_pairs(WorldParams(**source.model_dump(exclude={"kind", "raters"})))
     if source.raters is not None:
-        yield from _voted_outcomes(source, rows)
+        yield from _voted_outcomes(source, source.raters, rows)
         return
     for number, row in enumerate(rows):
-        prompt = [{"role": "user", "content": row["prompt"]}]
+        prompt, chosen, rejected = (str(row[key]) for key in ("prompt", "chosen", "rejected"))
         extra = {key: value for key, value in row.items() if key not in ("prompt", "chosen", "rejected")}
         try:
-            yield number, checked_pair(prompt, row["chosen"], row["rejected"], extra)
+            yield number, checked_pair([{"role": "user", "content": prompt}], chosen, rejected, extra)
         except Refused as refusal:
             yield number, refusal
 
 
-def _voted_outcomes(source: WorldSource, rows: Sequence[Mapping[str, Any]]) -> Iterator[Outcome]:
+def _voted_outcomes(source: WorldSource, raters: RatersSpec, rows: Sequence[Mapping[str, Any]]) -> Iterator[Outcome]:
     """The world's pairs as its named annotators vote on them."""
     from prefopt.world import Raters, cast_votes
 
     shown = [(row["prompt"], row["chosen"], row["rejected"]) for row in rows]
-    votes = cast_votes(shown, Raters(**source.raters.model_dump()), seed=source.seed, domain=source.domain)
+    votes = cast_votes(shown, Raters(**raters.model_dump()), seed=source.seed, domain=source.domain)
     for number, (row, cast) in enumerate(zip(rows, votes, strict=True)):
         ballots = tuple(Ballot(who, vote) for who, vote in cast)
         meta = {key: value for key, value in row.items() if key not in ("prompt", "chosen", "rejected")}
@@ -290,7 +290,7 @@ def _pinned_paths(source: FilesSource | VotesSource, data_root: Path) -> Iterato
     """Paths with their names below the folder they share, so that the table does not depend on where that is."""
     paths = [data_root / path for path in source.paths]
     shared = os.path.commonpath([path.absolute().parent for path in paths])
-    pins = source.sha256 or [None] * len(paths)
+    pins: Sequence[str | None] = source.sha256 or [None] * len(paths)
     if len(pins) != len(paths):
         raise BadInput(f"{len(pins)} sha256 for {len(paths)} paths; give one for every path, or none")
     for path, pin in zip(paths, pins, strict=True):

@@ -61,7 +61,7 @@ def plan_disagreement(plan: Plan, item: DisagreementItemSpec, data_root: Path) -
         if item.samples is not None:
             parents[f"samples.{name}"] = wiring.draw("samples", "test", item.samples_per_prompt)
         if item.rewards is not None:
-            parents[f"rewards.{name}"] = wiring.ensemble(_ENSEMBLE)
+            parents[f"rewards.{name}"] = wiring.ensembles.columns(_ENSEMBLE)
     spec = {
         "annotated": {name: declared.label or name for name, declared in item.annotated.items()},
         "resamples": item.resamples,

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
-from prefopt.errors import BadInput, nearest
+from prefopt.errors import BadInput
 from prefopt.grids.check import check_claims
-from prefopt.losses import COMPOSITIONS, get_loss
+from prefopt.losses import get_loss
+from prefopt.plan_grid_points import GridPoint, check_names, grid_points, quick_part
 from prefopt.procedures import plan_rounds
 from prefopt.sources import data_identity, model_identity
 from prefopt.specs import (
@@ -21,10 +18,7 @@ from prefopt.specs import (
     EvaluationSet,
     GridArmSpec,
     GridItemSpec,
-    LossSpec,
     RewardJudgeSpec,
-    RoundsSpec,
-    TrainSpec,
 )
 from prefopt.wiring import Wiring, check_lengths, plan_prompts, plan_sft, resolve_arm
 
@@ -32,100 +26,7 @@ if TYPE_CHECKING:
     from prefopt.artifacts import Node
     from prefopt.plan import Plan
 
-Settings = dict[str, float]
-
 _SET_PROMPTS = 300
-
-
-def quick_part(item: GridItemSpec) -> GridItemSpec:
-    """The item with the conditions, arms and seeds of its ``quick`` section; BadInput for a name it does not have."""
-    quick = item.quick
-    seeds = _chosen("quick.seeds", quick.seeds, item.seeds)
-    conditions = {
-        name: item.conditions[name] for name in _chosen("quick.conditions", quick.conditions, item.conditions)
-    }
-    arms = {name: item.arms[name] for name in _chosen("quick.arms", quick.arms, item.arms)}
-    for name, arm in arms.items():
-        declared = arm.conditions or list(item.conditions)
-        arms[name] = arm.model_copy(
-            update={
-                "vary": {key: _chosen_values(name, key, values, quick.only) for key, values in arm.vary.items()},
-                "conditions": [c for c in declared if c in conditions],
-            }
-        )
-    arms = {name: arm for name, arm in arms.items() if arm.conditions}
-    return item.model_copy(update={"conditions": conditions, "arms": arms, "seeds": list(seeds)})
-
-
-def _chosen(where: str, names: list[Any] | None, known: Iterable[Any]) -> list[Any]:
-    known = list(known)
-    for name in names or []:
-        if name not in known:
-            raise BadInput(f"{where}: the item has no '{name}'; {nearest(str(name), map(str, known))}")
-    return [name for name in known if names is None or name in names]
-
-
-def _chosen_values(arm: str, key: str, values: list[float], only: Mapping[str, list[float]]) -> list[float]:
-    kept = [value for value in values if key not in only or value in only[key]]
-    if not kept:
-        raise BadInput(f"quick.only.{key}: none of {only[key]} is a value that arms.{arm} varies ({values})")
-    return kept
-
-
-def points_of(name: str, arm: GridArmSpec, policy: TrainSpec) -> Iterator[tuple[Settings, GridArmSpec]]:
-    """Every combination of an arm's settings, with the arm that it stands for.
-
-    The settings name all of the loss's parameters and the learning rate, so that points of several arms can be matched.
-    Raises BadInput where a varied name is neither a parameter of the loss nor a field of ``train`` or ``rounds``.
-    """
-    train = arm.train or policy
-    loss = COMPOSITIONS[arm.loss.name].loss if arm.loss.name in COMPOSITIONS else arm.loss.name
-    parameters = get_loss(loss).form(arm.loss.params).parameters()
-    of_rounds = type(arm.rounds).model_fields if arm.rounds else {}
-    for key in arm.vary:
-        if key not in parameters and key not in TrainSpec.model_fields and key not in of_rounds:
-            known = [*parameters, *TrainSpec.model_fields, *of_rounds]
-            raise BadInput(f"arms.{name}.vary: no setting '{key}'; {nearest(key, known)}")
-    for values in product(*arm.vary.values()):
-        chosen = dict(zip(arm.vary, values, strict=True))
-        params = arm.loss.params | {key: value for key, value in chosen.items() if key in parameters}
-        training = {key: value for key, value in chosen.items() if key in {*TrainSpec.model_fields} - {*parameters}}
-        rounds = {key: value for key, value in chosen.items() if key not in params | training}
-        changed = TrainSpec.model_validate(train.model_dump() | training) if training else train
-        point = arm.model_copy(update={"loss": LossSpec(name=arm.loss.name, **params), "train": changed})
-        if rounds:
-            point = point.model_copy(update={"rounds": _varied_rounds(name, arm.rounds, rounds)})
-        numbers = {key: value for key, value in params.items() if not isinstance(value, str | list)}
-        yield numbers | {"learning_rate": changed.learning_rate} | training | rounds, point
-
-
-def _varied_rounds(name: str, rounds: RoundsSpec, settings: Settings) -> RoundsSpec:
-    whole = {key: int(value) if value == int(value) else value for key, value in settings.items()}
-    try:
-        return type(rounds).model_validate(rounds.model_dump() | whole)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise BadInput(f"arms.{name}.vary: {first['loc'][0]} {first['input']!r}: {first['msg']}") from None
-
-
-class GridPoint(NamedTuple):
-    """One combination of condition, arm and settings; ``arm`` holds the settings."""
-
-    condition: str
-    arm_name: str
-    settings: Settings
-    arm: GridArmSpec
-
-
-def grid_points(item: GridItemSpec) -> list[GridPoint]:
-    """Every point of the grid: conditions, in them arms, in them settings."""
-    return [
-        GridPoint(condition, name, settings, point)
-        for condition in item.conditions
-        for name, arm in item.arms.items()
-        if arm.conditions is None or condition in arm.conditions
-        for settings, point in points_of(name, arm, item.policy)
-    ]
 
 
 class GridPlanner:
@@ -133,7 +34,7 @@ class GridPlanner:
 
     def __init__(self, plan: Plan, item: GridItemSpec, data_root: Path) -> None:
         self.plan, self.data_root = plan, data_root
-        _check_names(item)
+        check_names(item)
         self.whole = item
         self.item = item if plan.config.full else quick_part(item)
         samplings = [item.evaluate.sampling, *([item.samples] if item.samples else [])]
@@ -163,7 +64,7 @@ class GridPlanner:
             return wiring
         if declared.data.splits.judge == 0:
             raise BadInput("conditions: relabel trains its reward model on the judge split; the data give it no share")
-        (oracle,) = wiring.members(relabel.oracle)
+        (oracle,) = wiring.ensembles.members(relabel.oracle)
         scores = self.plan.add("rewards", oracle.name, {}, {"tokens": wiring.tokens, "reward": oracle})
         sources = {"pairs": wiring.pairs, "tokens": wiring.tokens, "rewards": scores}
         name = wiring.pairs.name if relabel.rho is None else f"{wiring.pairs.name}-rho{relabel.rho:g}"
@@ -198,7 +99,7 @@ class GridPlanner:
                 raise BadInput(
                     "evaluate.judge: a held-out judge trains on 'split: judge', and its data need a share for it"
                 )
-            members = self._wiring(judge.data).members(judge.rewards)
+            members = self._wiring(judge.data).ensembles.members(judge.rewards)
             return "reward_model", {f"judge{k}": member for k, member in enumerate(members)}
         for name, declared in self.item.evaluate.sets.items():
             if declared.data is None or declared.data.source.kind != "world":
@@ -209,7 +110,7 @@ class GridPlanner:
 
     def _set(self, declared: EvaluationSet) -> tuple[Node, Node]:
         """Token ids and texts of an evaluation set's prompts; of a prompt set both are one artifact."""
-        if declared.prompt_set is None:
+        if declared.data is not None:
             return self._tokens(declared.data), self._pairs(declared.data)
         prompts = plan_prompts(self.plan, declared.prompt_set, self.item.tokens, self.base, self.data_root)
         return prompts, prompts
@@ -236,19 +137,20 @@ class GridPlanner:
         }
         return spec, parents
 
-    def _trial(self, arm_name: str, arm: GridArmSpec, seed: int, wiring: Wiring) -> Node:
-        if arm.rounds is not None:
-            return self._rounds_trial(arm_name, arm, seed, wiring)
-        loss, params, regulariser, needs = resolve_arm(arm)
+    def _trial(self, point: GridPoint, seed: int, wiring: Wiring) -> Node:
+        if point.arm.rounds is not None:
+            return self._rounds_trial(point, point.arm.rounds.kind, seed, wiring)
+        loss, params, regulariser, needs = resolve_arm(point.arm)
         spec, parents = self._evaluation()
         trial = {
             "loss": {"name": loss, "params": params},
             "regulariser": regulariser,
-            "train": arm.train.model_dump(),
+            "train": point.train.model_dump(),
             "seed": seed,
             "evaluate": spec,
         }
-        return self.plan.add("trials", f"{loss}-s{seed}", trial, wiring.signals(arm_name, arm, needs) | parents)
+        signals = wiring.signals(point.arm_name, point.arm, needs)
+        return self.plan.add("trials", f"{loss}-s{seed}", trial, signals | parents)
 
     def _answers(self, name: str, seed: int, at: list[float], models: dict[str, Node]) -> Node:
         """Answers of finished models after these fractions of their rounds."""
@@ -259,14 +161,14 @@ class GridPlanner:
     def _reference_trial(self, seed: int) -> Node:
         return self._answers("reference", seed, [1.0], {"model": self.model})
 
-    def _rounds_trial(self, arm_name: str, arm: GridArmSpec, seed: int, wiring: Wiring) -> Node:
+    def _rounds_trial(self, point: GridPoint, kind: str, seed: int, wiring: Wiring) -> Node:
         """Answers of the reference and after every round; after the last alone where no curve is asked for."""
-        rounds = plan_rounds(wiring, arm_name, arm, arm.train, seed)
+        rounds = plan_rounds(wiring, point.arm_name, point.arm, point.train, seed)
         at = [number / len(rounds) for number in range(len(rounds) + 1)]
         made = {f"round{number}": node for number, node in enumerate(rounds, start=1)}
         if len(self.item.evaluate.at) == 1:
             at, made = [1.0], {f"round{len(rounds)}": rounds[-1]}
-        return self._answers(arm.rounds.kind, seed, at, {"model": self.model} | made)
+        return self._answers(kind, seed, at, {"model": self.model} | made)
 
     def _runs(self, points: list[GridPoint]) -> dict[str, Node]:
         """The reference's answers, and a trial for every point and seed."""
@@ -274,8 +176,7 @@ class GridPlanner:
         wirings = {name: self._condition(one) for name, one in self.item.conditions.items()}
         for number, point in enumerate(points):
             for seed in self.item.seeds:
-                trial = self._trial(point.arm_name, point.arm, seed, wirings[point.condition])
-                parents[f"run.{number}.{seed}"] = trial
+                parents[f"run.{number}.{seed}"] = self._trial(point, seed, wirings[point.condition])
         return parents
 
     def _weights(self) -> dict[str, Node]:
@@ -293,7 +194,7 @@ class GridPlanner:
         rewards = None
         if get_loss(loss).member is not None:
             wiring = self._condition(next(iter(item.conditions.values())))
-            rewards = item.rewards[wiring.rewards_of(name, arm)]
+            rewards = item.rewards[wiring.ensembles.named_by(name, arm)]
         return {
             "loss": arm.loss.model_dump(),
             "label": arm.label or name,
@@ -340,27 +241,3 @@ class GridPlanner:
         check_claims(head | {"grid": self._grid(self.whole, whole, judge), "expect": expect})
         spec = head | {"grid": self._grid(item, points, judge), "expect": expect}
         return self.plan.add(f"papers/{item.item.paper}", item.item.name, spec, parents)
-
-
-def _check_names(item: GridItemSpec) -> None:
-    """Raise BadInput where an arm names a condition, an opponent or a loss that is not there, or a set is missing."""
-    opponents = [*item.arms, "reference"]
-    for name, arm in item.arms.items():
-        against = arm.against or item.evaluate.against
-        if against not in opponents:
-            raise BadInput(f"arms.{name}.against: no arm '{against}'; {nearest(against, opponents)}")
-        _chosen(f"arms.{name}.conditions", arm.conditions, item.conditions)
-        try:
-            for _, point in points_of(name, arm, item.policy):
-                resolve_arm(point)
-        except BadInput as error:
-            where = "" if str(error).startswith("arms.") else f"arms.{name}.loss: "
-            raise BadInput(f"{where}{error}") from None
-    select = item.evaluate.select
-    if select is not None and select.set not in item.evaluate.sets:
-        raise BadInput(f"evaluate.select: no set '{select.set}'; {nearest(select.set, item.evaluate.sets)}")
-    if select is not None and (one := item.evaluate.sets[select.set]).data is not None and one.split == "test":
-        raise BadInput(
-            f"evaluate.select: the set '{select.set}' is of test prompts, and settings that are chosen on these look "
-            "better than they are; select on a set with 'split: validation'"
-        )

@@ -134,7 +134,11 @@ class ItemPlanner:
                 raise BadInput("evaluate.judge: a held-out judge trains on 'split: judge', which no learner sees")
             if self.item.data.splits.judge == 0:
                 raise BadInput("evaluate.judge: the data's 'splits' give the judge no share")
-            return {"judge": "reward_model"}, {f"judge{k}": m for k, m in enumerate(self.wiring.members(judge))}, {}
+            return (
+                {"judge": "reward_model"},
+                {f"judge{k}": m for k, m in enumerate(self.wiring.ensembles.members(judge))},
+                {},
+            )
         if not self.world or self.asked is not None:
             raise BadInput("evaluate.judge: the oracle exists for the demo world only; declare another judge")
         return {"judge": "oracle"}, {}, {}

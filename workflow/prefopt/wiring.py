@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefopt.errors import BadInput, nearest
 from prefopt.losses import COMPOSITIONS, get_loss
+from prefopt.plan_ensembles import Ensembles
 from prefopt.sources import prompts_identity
 from prefopt.specs import ArmSpec, DispersionSpec, EnsembleSpec, SamplingSpec, ScratchModel, SftSpec, TokensSpec
 
@@ -92,6 +93,11 @@ class Wiring:
     trained_on: Node | None = None  # tokens that reward models learn from, where they are not the policies'
 
     @property
+    def ensembles(self) -> Ensembles:
+        """What the declared ensembles become over these tokens."""
+        return Ensembles(self.plan, self.pairs, self.tokens, self.trained_on or self.tokens, self.model, self.rewards)
+
+    @property
     def reference(self) -> Node:
         """Scores of every pair under the reference."""
         return self.scores(self.model)
@@ -121,119 +127,23 @@ class Wiring:
 
     def win_rates(self, arm_name: str, arm: ArmSpec) -> Node:
         """Calibrated win rates of every train pair's responses among reference samples, by an arm's ensemble."""
-        name = self.rewards_of(arm_name, arm)
+        name = self.ensembles.named_by(arm_name, arm)
         if self.rewards[name].oracle:
             raise BadInput(f"arms.{arm_name}.rewards: samples are scored by trained reward models; '{name}' is none")
-        members = {f"reward{k}": node for k, node in enumerate(self.members(self.rewards[name]))}
+        members = {f"reward{k}": node for k, node in enumerate(self.ensembles.members(self.rewards[name]))}
         samples = self.draw(f"arms.{arm_name}", "train", arm.win_rate_samples, self.tokens)
-        parents = {"tokens": self.tokens, "ensemble": self.ensemble(name), "samples": samples, **members}
+        parents = {"tokens": self.tokens, "ensemble": self.ensembles.columns(name), "samples": samples, **members}
         return self.plan.add("win_rates", f"n{arm.win_rate_samples}-k{len(members)}", {}, parents)
 
-    def members(self, ensemble: EnsembleSpec) -> list[Node]:
-        """The independent reward models of an ensemble; BadInput where it is heads on one body."""
-        if ensemble.kind != "independent":
-            raise BadInput(
-                f"this needs reward models that can be used one by one, and '{ensemble.kind}' is one model with heads "
-                "that belong together; declare an ensemble without 'kind'"
-            )
-        nodes = []
-        for k, seed in enumerate(ensemble.seeds or range(ensemble.members)):
-            bias = ensemble.longer_wins[k] if ensemble.longer_wins else None
-            spec = {
-                "train": ensemble.train.model_dump(),
-                "split": ensemble.split,
-                "subset": ensemble.subset,
-                "longer_wins": bias,
-                "seeds": {"init": seed, "order": seed, "subset": seed},
-            }
-            if ensemble.equal_size:
-                spec["equal_to"] = ensemble.longer_wins
-            name = f"{ensemble.split}-b{bias:g}-s{seed}" if bias is not None else f"{ensemble.split}-s{seed}"
-            parents = {"tokens": self.trained_on or self.tokens, "model": self.model}
-            nodes.append(self.plan.add("reward", name, spec, parents))
-        return nodes
-
-    def ensemble(self, name: str) -> Node:
-        """The K columns of a declared ensemble, or the one column of the oracle."""
-        declared = self.rewards[name]
-        if declared.oracle:
-            return self.plan.add("ensemble", "oracle", {"oracle": True}, {"tokens": self.tokens, "pairs": self.pairs})
-        if declared.kind == "shared_backbone":
-            return self._heads(declared)
-        if declared.kind == "distributional":
-            rated = self._rated(declared)
-            return self.plan.add("ensemble", "ratings", {}, {"tokens": self.tokens, "member0": rated})
-        scores = {
-            f"member{k}": self.plan.add("rewards", member.name, {}, {"tokens": self.tokens, "reward": member})
-            for k, member in enumerate(self.members(declared))
-        }
-        kind = "biased" if declared.longer_wins else "seeds"  # not the declared name: one content has one name
-        return self.plan.add("ensemble", f"{kind}-k{len(scores)}", {}, {"tokens": self.tokens, **scores})
-
-    def _rated(self, declared: EnsembleSpec) -> Node:
-        """Expected class and spread of every response, by a distributional reward model."""
-        parents = {"tokens": self.tokens, "reward": self.one_model(declared)}
-        return self.plan.add("rewards", "ratings", {"kind": declared.kind}, parents)
-
-    def one_model(self, declared: EnsembleSpec) -> Node:
-        """The one reward model of a kind whose outputs belong together."""
-        (seed,) = declared.seeds or [0]
-        spec = {
-            "kind": declared.kind,
-            "train": declared.train.model_dump(),
-            "split": declared.split,
-            "subset": 1.0,
-            "longer_wins": None,
-            "seeds": {"init": seed, "order": seed, "subset": seed},
-        }
-        parents = {"tokens": self.trained_on or self.tokens, "model": self.model}
-        if declared.kind == "distributional":
-            spec["prior_votes"] = declared.prior_votes
-            parents["pairs"] = self.plan.node(parents["tokens"].parents["pairs"])  # where there are votes, they count
-        else:
-            spec |= {"dimension": declared.dimension, "temperature": declared.temperature}
-        return self.plan.add("reward", f"{declared.split}-{declared.kind}-s{seed}", spec, parents)
-
     def _spread(self, why: str, declared: DispersionSpec) -> Node:
-        named = self.rewards.get(declared.ratings)
+        named = self.rewards.get(declared.ratings or "")
         if named is None or named.kind != "distributional":
             known = [name for name, one in self.rewards.items() if one.kind == "distributional"]
             raise BadInput(
                 f"{why}.dispersion: rating_spread is of a reward model of kind distributional, and 'ratings' names "
                 f"{declared.ratings!r}; {nearest(declared.ratings or '', known)}"
             )
-        return self._rated(named)
-
-    def _heads(self, declared: EnsembleSpec) -> Node:
-        """The K columns of heads on one body: one reward model, scored once."""
-        seeds = declared.seeds or list(range(declared.members))
-        kind = {"kind": declared.kind, "frozen": declared.frozen}
-        spec = kind | {
-            "train": declared.train.model_dump(),
-            "split": declared.split,
-            "subset": 1.0,
-            "longer_wins": None,
-            "seeds": {"init": seeds, "order": seeds[0], "subset": seeds[0]},
-        }
-        name = f"{'frozen' if declared.frozen else 'shared'}-k{len(seeds)}"
-        learned = {"tokens": self.trained_on or self.tokens, "model": self.model}
-        body = self.plan.add("reward", f"{declared.split}-{name}", spec, learned)
-        parents = {"tokens": self.tokens, "reward": body}
-        scores = self.plan.add("rewards", body.name, {"members": len(seeds)}, parents)
-        return self.plan.add("ensemble", name, kind, {"tokens": self.tokens, "heads": scores})
-
-    def rewards_of(self, arm_name: str, arm: ArmSpec) -> str:
-        """Name of the ensemble that an arm uses; BadInput where that is not clear or not declared."""
-        if arm.rewards is None and len(self.rewards) == 1:
-            return next(iter(self.rewards))
-        if arm.rewards is None:
-            known = sorted(self.rewards)
-            raise BadInput(f"arms.{arm_name}: it needs reward models; set 'rewards' to one of {known}")
-        if arm.rewards not in self.rewards:
-            raise BadInput(
-                f"arms.{arm_name}.rewards: no ensemble '{arm.rewards}'; {nearest(arm.rewards, self.rewards)}"
-            )
-        return arm.rewards
+        return self.ensembles.ratings(named)
 
     def draw(self, why: str, split: str, per_prompt: int, tokens: Node | None = None) -> Node:
         """Reference samples for the prompts of a split of ``tokens``, those of ``sampled`` where none are given."""
@@ -259,6 +169,8 @@ class Wiring:
         if declared.estimator in ("truth", "human_votes"):
             sources["pairs"] = self.pairs
         if declared.estimator == "vote_entropy":
+            if rewards is None:
+                raise BadInput(f"{why}: vote_entropy is of an arm's reward models, and no arm asks here")
             sources["rewards"] = rewards
         if declared.estimator == "rating_spread":
             sources["ratings"] = self._spread(why, declared)
@@ -287,17 +199,17 @@ class Wiring:
             parents["second_reference"] = self.second_reference(arm_name, arm)
         if "dispersion" in needs:
             voting = arm.dispersion.estimator == "vote_entropy"
-            votes = self.ensemble(self.rewards_of(arm_name, arm)) if voting else None
+            votes = self.ensembles.columns(self.ensembles.named_by(arm_name, arm)) if voting else None
             parents["dispersion"] = self.dispersion(why, arm.dispersion, votes)
         if "rewards" in needs:
-            parents["rewards"] = self.ensemble(self.rewards_of(arm_name, arm))
+            parents["rewards"] = self.ensembles.columns(self.ensembles.named_by(arm_name, arm))
         if "vote_share" in needs:
             parents["pairs"] = self.pairs
         if "win_rates" in needs:
             parents["win_rates"] = self.win_rates(arm_name, arm)
         if "auxiliary" in needs:
             named = arm.model_copy(update={"rewards": arm.auxiliary or arm.rewards})
-            parents["auxiliary"] = self.ensemble(self.rewards_of(arm_name, named))
+            parents["auxiliary"] = self.ensembles.columns(self.ensembles.named_by(arm_name, named))
         if "reference_samples" in needs:
             parents["samples"] = self.draw(why, "train", 1)
         return parents

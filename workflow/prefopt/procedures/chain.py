@@ -61,7 +61,7 @@ class Chain:
         """One of the item's reward ensembles; BadInput names the field where there is none of that name."""
         named = self.arm.model_copy(update={"rewards": name})
         try:
-            return self.home.rewards[self.home.rewards_of(self.arm_name, named)]
+            return self.home.rewards[self.home.ensembles.named_by(self.arm_name, named)]
         except BadInput as error:
             raise BadInput(str(error).replace(f"arms.{self.arm_name}.rewards", f"{self.why}.{field}")) from None
 
@@ -92,8 +92,8 @@ class Chain:
     def judges(self, ensemble: EnsembleSpec) -> list[Node]:
         """The models of an ensemble, trained on the arm's own data; none stands for the oracle."""
         if ensemble.kind == "general_preference":
-            return [self.home.one_model(ensemble)]
-        return [] if ensemble.oracle else self.home.members(ensemble)
+            return [self.home.ensembles.one_model(ensemble)]
+        return [] if ensemble.oracle else self.home.ensembles.members(ensemble)
 
     def labelled(
         self, samples: Node, judges: list[Node], number: int, *, onto: Wiring | None = None, **spec: Any

@@ -50,7 +50,7 @@ def discriminator(chain: Chain, declared: DiscriminatorRounds) -> list[Node]:
         samples = chain.drawn(policy, declared.per_prompt, number, declared.prompts)
         gold = {"choose": "random", "prompts": declared.gold_labels}
         known = chain.labelled(samples, judges, _GOLD_ROUNDS + number, onto=known, **gold)
-        members = _trained_on(known, chain).members(ensemble)
+        members = _trained_on(known, chain).ensembles.members(ensemble)
         over = chain.labelled(samples, members, number, choose="extremes", prompts=None)
         policy = chain.fitted(over, policy, _reference(chain, declared, policy))
         rounds.append(policy)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from prefopt.procedures.chain import Chain
 
@@ -47,7 +47,7 @@ def procedure(spec: type[Closed], *, paper: str, equation: str) -> Callable[[Pla
 
     Raises ValueError for a kind that is taken.
     """
-    (kind,) = spec.model_fields["kind"].annotation.__args__
+    (kind,) = get_args(spec.model_fields["kind"].annotation)
 
     def register(plan: Plans) -> Plans:
         if kind in _procedures:
@@ -59,6 +59,11 @@ def procedure(spec: type[Closed], *, paper: str, equation: str) -> Callable[[Pla
 
 
 def plan_rounds(wiring: Wiring, arm_name: str, arm: ArmSpec, train: TrainSpec, seed: int) -> list[Node]:
-    """What answers prompts after each of an arm's rounds. Raises BadInput for what its procedure cannot do."""
+    """What answers prompts after each of an arm's rounds.
+
+    Raises BadInput for what its procedure cannot do, ValueError for an arm without rounds.
+    """
+    if arm.rounds is None:
+        raise ValueError(f"arms.{arm_name} declares no rounds")
     chain = Chain.of(wiring, arm_name, arm, train, seed)
     return PROCEDURES[arm.rounds.kind].plan(chain, arm.rounds)

@@ -7,17 +7,17 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from prefopt.specs.base import Closed, Count, Name, Positive, Seed, unique_seeds
-from prefopt.specs.data import DataSpec
+from prefopt.specs.data import NamedData
 from prefopt.specs.exact import OrderClaim
 from prefopt.specs.items import ItemHead
-from prefopt.specs.models import ModelSpec, TokensSpec
+from prefopt.specs.models import NamedModel, TokensSpec
 from prefopt.specs.training import ArmSpec, EnsembleSpec, SamplingSpec, SftSpec, TrainSpec
 
 
 class AnnotatedSpec(Closed):
     """A data set with several votes per pair, and how the figure calls it."""
 
-    data: str | DataSpec = Field(description="with a source of kind votes")
+    data: NamedData = Field(description="with a source of kind votes")
     label: str | None = None
 
 
@@ -29,7 +29,7 @@ class DisagreementItemSpec(Closed):
 
     item: ItemHead
     annotated: dict[Name, AnnotatedSpec] = Field(min_length=1)
-    model: str | ModelSpec
+    model: NamedModel
     tokens: TokensSpec
     sft: SftSpec | None = Field(None, description="null: the model itself is the reference")
     rewards: EnsembleSpec | None = Field(None, description="for the votes and the variance of reward models")
@@ -57,8 +57,8 @@ class VoteWeightItemSpec(Closed):
     """Policies trained with weights or labels from votes, evaluated by sigma(beta x margin) on held-out votes."""
 
     item: ItemHead
-    data: str | DataSpec = Field(description="with a source of kind votes, and shares for validation and test")
-    model: str | ModelSpec
+    data: NamedData = Field(description="with a source of kind votes, and shares for validation and test")
+    model: NamedModel
     tokens: TokensSpec
     sft: SftSpec | None = None
     policy: TrainSpec

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -187,3 +187,10 @@ class DataSpec(Closed):
     splits: SplitSpec = SplitSpec()
     split_seed: Seed = 0
     limit: Count | None = Field(None, description="use the first so many accepted pairs of every source file")
+
+
+# Names are replaced by what they stand for (``config.load_item``) before anything else sees a declaration.
+if TYPE_CHECKING:
+    NamedData = DataSpec
+else:
+    NamedData = str | DataSpec

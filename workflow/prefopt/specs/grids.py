@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from prefopt.specs.base import Closed, Count, Fraction, Name, Seed, unique_seeds
-from prefopt.specs.data import DataSpec, PromptsSpec
+from prefopt.specs.data import NamedData, PromptsSpec
 from prefopt.specs.items import ItemHead
-from prefopt.specs.models import ModelSpec, TokensSpec
+from prefopt.specs.models import NamedModel, TokensSpec
 from prefopt.specs.training import ArmSpec, DispersionSpec, EnsembleSpec, SamplingSpec, SftSpec, TrainSpec
 
 Layout = Literal["bars", "frontier", "gains", "by_condition", "histogram", "ranking"]
@@ -29,7 +29,7 @@ Point = Literal["selected", "all"] | dict[Name, float]
 class ReferenceSpec(Closed):
     """The one model that every run starts from: its data (also the tokenizer's), and its fine-tuning."""
 
-    data: str | DataSpec
+    data: NamedData
     sft: SftSpec | None = Field(None, description="null: the starting model itself is the reference")
 
 
@@ -57,7 +57,7 @@ class RelabelSpec(Closed):
 class ConditionSpec(Closed):
     """A training data set of the grid."""
 
-    data: str | DataSpec
+    data: NamedData
     relabel: RelabelSpec | None = None
     value: float | None = Field(None, description="place on the axis of a figure over conditions, such as rho")
     label: str | None = None
@@ -66,7 +66,7 @@ class ConditionSpec(Closed):
 class EvaluationSet(Closed):
     """Prompts that every trained policy answers."""
 
-    data: str | DataSpec | None = Field(None, description="prompts of a split of preference pairs")
+    data: NamedData | None = Field(None, description="prompts of a split of preference pairs")
     prompt_set: PromptsSpec | None = Field(None, description="or prompts from elsewhere")
     split: Literal["train", "validation", "test"] = "test"
     prompts: Count | None = Field(None, description="at most so many; default 300 of data, all of a prompt_set")
@@ -84,14 +84,14 @@ class EvaluationSet(Closed):
 class RewardJudgeSpec(Closed):
     """Reward models trained on the judge split of a data set, which no learner sees."""
 
-    data: str | DataSpec
+    data: NamedData
     rewards: EnsembleSpec
 
 
 class ClassifierJudgeSpec(Closed):
     """A classifier of positive (chosen) against negative (rejected) responses, trained on data of its own."""
 
-    classifier: str | DataSpec
+    classifier: NamedData
 
 
 class SelectSpec(Closed):
@@ -223,7 +223,7 @@ class GridItemSpec(Closed):
 
     item: ItemHead
     layout: Layout
-    model: str | ModelSpec
+    model: NamedModel
     tokens: TokensSpec
     reference: ReferenceSpec
     conditions: dict[Name, ConditionSpec] = Field(min_length=1)

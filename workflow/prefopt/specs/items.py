@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from prefopt.specs.base import Closed, Count, Name, Seed, unique_seeds
-from prefopt.specs.data import DataSpec, FileRef, PromptsSpec
+from prefopt.specs.data import FileRef, NamedData, PromptsSpec
 from prefopt.specs.judges import LmJudgeSpec, ServerJudgeSpec
-from prefopt.specs.models import ModelSpec, TokensSpec
+from prefopt.specs.models import NamedModel, TokensSpec
 from prefopt.specs.training import ArmSpec, EnsembleSpec, SamplingSpec, SftSpec, TrainSpec
 
 
@@ -102,8 +102,8 @@ class ItemSpec(Closed):
     """One paper item: one file, one target, one verdict."""
 
     item: ItemHead
-    data: str | DataSpec
-    model: str | ModelSpec
+    data: NamedData
+    model: NamedModel
     tokens: TokensSpec
     sft: SftSpec | None = Field(None, description="null: the model itself is the reference")
     rewards: dict[Name, EnsembleSpec] = Field({})

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator
 
 from prefopt.specs.base import Closed, Count, Fraction, Positive
-from prefopt.specs.models import ModelSpec
+from prefopt.specs.models import NamedModel
 
 Label = Annotated[str, Field(pattern=r"^[^\s\"\\]+$")]
 
@@ -42,7 +42,7 @@ class LmJudgeSpec(_PairwiseJudge):
     """A causal language model on this machine, read by its next-token probabilities."""
 
     kind: Literal["lm"]
-    model: str | ModelSpec = Field(description="a name in models.yaml, or a declaration; local or hub")
+    model: NamedModel = Field(description="a name in models.yaml, or a declaration; local or hub")
     precision: Literal["fp32", "bf16"] = "fp32"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -47,6 +47,11 @@ class HubModel(Closed):
 
 
 ModelSpec = Annotated[ScratchModel | LocalModel | HubModel, Field(discriminator="kind")]
+# Names are replaced by what they stand for (``config.load_item``) before anything else sees a declaration.
+if TYPE_CHECKING:
+    NamedModel = ScratchModel | LocalModel | HubModel
+else:
+    NamedModel = str | ModelSpec
 
 
 class TokensSpec(Closed):
