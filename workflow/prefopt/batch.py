@@ -6,7 +6,11 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from torch import Tensor
+
+    Signal = Any  # Tensor | None: there when the loss declares the need, so that losses read what they declare unasked
 
 _PER_PAIR = frozenset(
     {
@@ -54,37 +58,37 @@ class PairBatch:
     rejected_logp: Tensor  # [B]
     chosen_tokens: Tensor  # [B] response lengths
     rejected_tokens: Tensor  # [B]
-    ref_chosen_logp: Tensor | None = None  # [B] need "reference"
-    ref_rejected_logp: Tensor | None = None
-    dispersion_weight: Tensor | None = None  # [B] c(x) of MallowsPO, mean 1 on train; need "dispersion"
-    neg_log_dispersion: Tensor | None = None  # [B] lambda(x) = -log phi(x); need "dispersion"
-    vote_share: Tensor | None = None  # [B] share of votes for chosen, ties half; need "vote_share"
-    agreeing: Tensor | None = None  # [B] responsibilities of a type, of who chose so; need "responsibilities"
-    opposing: Tensor | None = None  # [B] of who chose the rejected response
-    chosen_advantage: Tensor | None = None  # [B] score minus the policy's mean on the prompt; need "advantages"
-    rejected_advantage: Tensor | None = None
-    chosen_reward: Tensor | None = None  # [B, K] need "rewards"
-    rejected_reward: Tensor | None = None
-    chosen_token_logp: Tensor | None = None  # [B, T] need "tokens"
-    rejected_token_logp: Tensor | None = None
-    chosen_mask: Tensor | None = None  # [B, T] 1 on response tokens
-    rejected_mask: Tensor | None = None
-    ref_chosen_token_logp: Tensor | None = None
-    ref_rejected_token_logp: Tensor | None = None
-    chosen_subset: Tensor | None = None  # [B, T] 1 on as many tokens as the shorter response has; need "subset"
-    rejected_subset: Tensor | None = None
-    chosen_diff: Tensor | None = None  # [B, T] 1 on tokens in which a response differs from the other; need "diff"
-    rejected_diff: Tensor | None = None
-    other_ref_chosen_logp: Tensor | None = None  # [B] need "second_reference"
-    other_ref_rejected_logp: Tensor | None = None
-    chosen_win_rate: Tensor | None = None  # [B] against a set of responses to the prompt; need "win_rates"
-    rejected_win_rate: Tensor | None = None
-    auxiliary_reward: Tensor | None = None  # [B] of the chosen response; need "auxiliary"
-    value: Tensor | None = None  # [B] of the prompt, the policy's value head; need "auxiliary"
-    gap_mean: Tensor | None = None  # [B] running mean of margins, the same for all; need "gap_state"
-    gap_sd: Tensor | None = None  # [B] and their running standard deviation
-    keep_draw: Tensor | None = None  # [B] uniform numbers of this step
-    head_margin: Tensor | None = None  # [B] chosen - rejected, the policy's reward head; need "reward_head"
+    ref_chosen_logp: Signal = None  # [B] need "reference"
+    ref_rejected_logp: Signal = None
+    dispersion_weight: Signal = None  # [B] c(x) of MallowsPO, mean 1 on train; need "dispersion"
+    neg_log_dispersion: Signal = None  # [B] lambda(x) = -log phi(x); need "dispersion"
+    vote_share: Signal = None  # [B] share of votes for chosen, ties half; need "vote_share"
+    agreeing: Signal = None  # [B] responsibilities of a type, of who chose so; need "responsibilities"
+    opposing: Signal = None  # [B] of who chose the rejected response
+    chosen_advantage: Signal = None  # [B] score minus the policy's mean on the prompt; need "advantages"
+    rejected_advantage: Signal = None
+    chosen_reward: Signal = None  # [B, K] need "rewards"
+    rejected_reward: Signal = None
+    chosen_token_logp: Signal = None  # [B, T] need "tokens"
+    rejected_token_logp: Signal = None
+    chosen_mask: Signal = None  # [B, T] 1 on response tokens
+    rejected_mask: Signal = None
+    ref_chosen_token_logp: Signal = None
+    ref_rejected_token_logp: Signal = None
+    chosen_subset: Signal = None  # [B, T] 1 on as many tokens as the shorter response has; need "subset"
+    rejected_subset: Signal = None
+    chosen_diff: Signal = None  # [B, T] 1 on tokens in which a response differs from the other; need "diff"
+    rejected_diff: Signal = None
+    other_ref_chosen_logp: Signal = None  # [B] need "second_reference"
+    other_ref_rejected_logp: Signal = None
+    chosen_win_rate: Signal = None  # [B] against a set of responses to the prompt; need "win_rates"
+    rejected_win_rate: Signal = None
+    auxiliary_reward: Signal = None  # [B] of the chosen response; need "auxiliary"
+    value: Signal = None  # [B] of the prompt, the policy's value head; need "auxiliary"
+    gap_mean: Signal = None  # [B] running mean of margins, the same for all; need "gap_state"
+    gap_sd: Signal = None  # [B] and their running standard deviation
+    keep_draw: Signal = None  # [B] uniform numbers of this step
+    head_margin: Signal = None  # [B] chosen - rejected, the policy's reward head; need "reward_head"
 
     def __post_init__(self) -> None:
         size = self.pair_id.shape[0]

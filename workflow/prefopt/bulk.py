@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefopt.rows import Kept, over_batches
+from prefopt.rows import Column, Kept, over_batches
 from prefopt.scoring import length_batches, response_scores, reward_scores
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def _over_rows(
     batches = list(_by_length(lengths, max(1, batch_size // len(responses)), budget))
     with torch.no_grad():
         flat = over_batches(columns, batches, lengths, what=what, kept=kept)
-    by_name: dict[str, list[np.ndarray]] = {}
+    by_name: dict[str, list[Column]] = {}
     for name, column in flat.items():
         by_name.setdefault(name.split(".", maxsplit=1)[0], []).append(column)
     return {name: np.stack(each, axis=-1).reshape(len(lengths), len(responses), -1) for name, each in by_name.items()}
@@ -59,7 +59,8 @@ def _over_rows(
 
 def _by_length(lengths: Sequence[int], size: int, tokens: int | None) -> Iterator[list[int]]:
     """Row numbers, longest rows first, at most ``size`` rows and ``tokens`` tokens at a time, a longer row alone."""
-    part, used = [], 0
+    part: list[int] = []
+    used = 0
     for (row,) in length_batches(lengths, 1):
         if part and (len(part) == size or (tokens is not None and used + lengths[row] > tokens)):
             yield part
@@ -105,9 +106,10 @@ def _score(
 
     def compute(prompts: Ids, answers: Ids) -> dict[str, Tensor]:
         scores = response_scores(model, prompts, answers, entropy=True)
-        return {"logp": scores.logp.double(), "tokens": scores.tokens, "entropy": scores.entropy.double()}
+        entropy: Any = scores.entropy  # there, since it was asked for
+        return {"logp": scores.logp.double(), "tokens": scores.tokens, "entropy": entropy.double()}
 
-    settings = {"batch_size": batch_size, "what": "score", "kept": kept}
+    settings: dict[str, Any] = {"batch_size": batch_size, "what": "score", "kept": kept}
     found = _over_rows(model, prompt_ids, responses, compute=compute, **settings)
     return {name: values[:, :, 0] for name, values in found.items()}
 
@@ -141,6 +143,6 @@ def _reward(
     def compute(prompts: Ids, answers: Ids) -> dict[str, Tensor]:
         return {"reward": reward_scores(model, prompts, answers).double()}
 
-    settings = {"batch_size": batch_size, "what": "reward", "kept": kept}
+    settings: dict[str, Any] = {"batch_size": batch_size, "what": "reward", "kept": kept}
     rewards = _over_rows(model, prompt_ids, responses, compute=compute, **settings)["reward"]
     return rewards[:, :, 0] if rewards.shape[2] == 1 else rewards

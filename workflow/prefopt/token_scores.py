@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prefopt.rows import Kept, over_batches
 from prefopt.scoring import Ids, length_batches, response_scores
@@ -27,9 +27,10 @@ def score_tokens(
     def compute(rows: Sequence[int]) -> dict[str, list[np.ndarray]]:
         prompts, responses = ([ids[row] for row in rows] for ids in (prompt_ids, response_ids))
         scores = response_scores(model, prompts, responses, token_level=True)
-        padded = scores.token_logp.double().cpu().numpy()
+        token_logp: Any = scores.token_logp  # there, since it was asked for
+        padded = token_logp.double().cpu().numpy()
         return {"token_logp": [values[: len(ids)] for values, ids in zip(padded, responses, strict=True)]}
 
     with torch.no_grad():
         batches = list(length_batches(lengths, batch_size))
-        return over_batches(compute, batches, lengths, what="tokens", kept=kept)["token_logp"]
+        return list(over_batches(compute, batches, lengths, what="tokens", kept=kept)["token_logp"])

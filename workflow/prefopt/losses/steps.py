@@ -198,7 +198,8 @@ def combination(place: str, choices: Mapping[str, Any]) -> Combination:
     Raises BadInput for unknown names and for steps that do not go together; ``place`` begins the message.
     """
     chosen = {kind: _chosen(place, kind, choices.get(kind, DEFAULTS[kind])) for kind in KINDS}
-    made = Combination(**{kind: found if kind in SEVERAL else found[0] for kind, found in chosen.items()})
+    steps: dict[str, Any] = {kind: found if kind in SEVERAL else found[0] for kind, found in chosen.items()}
+    made = Combination(**steps)
     _check_fit(place, made, choices)
     return made
 
