@@ -41,7 +41,8 @@ from prefopt.generation import end_token_ids, generate
 from prefopt.models import load_causal_lm, load_tokenizer
 from prefopt.plan import load_plan
 from prefopt.specs import SamplingSpec
-from prefopt.stages.common import WEIGHTS, prompt_rows
+from prefopt.stages.tables import prompt_rows
+from prefopt.stages.weights import WEIGHTS
 
 ITEM = "mallowspo/tables1_6"
 DECODING: dict[str, dict[str, float]] = {"greedy": {"temperature": 0.0}, "sampled": {}, "top-p 0.9": {"top_p": 0.9}}

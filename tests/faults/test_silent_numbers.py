@@ -23,7 +23,7 @@ from prefopt.objectives import rows_of_stream
 from prefopt.report import collect_report
 from prefopt.report_page import render_report
 from prefopt.specs import DispersionSpec, TrainSpec
-from prefopt.stages.common import WEIGHTS
+from prefopt.stages.weights import WEIGHTS
 from prefopt.tables import read_table, write_table
 from test_trial import BATCH, DPO, STEPS, TRAIN, Project
 

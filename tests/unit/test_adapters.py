@@ -40,7 +40,7 @@ from prefopt.reward_models import load_reward_model, new_reward_model, score_hea
 from prefopt.scoring import response_scores, reward_scores
 from prefopt.specs import AdapterSpec, EnsembleSpec, ScratchModel, SftSpec, TrainSpec
 from prefopt.stages import RunOptions, trial
-from prefopt.stages.common import BASE, WEIGHTS, weights_of
+from prefopt.stages.weights import BASE, WEIGHTS, weights_of
 from prefopt.tables import read_table
 from prefopt.trainer import train
 from test_plan import declare

@@ -22,7 +22,7 @@ from prefopt.errors import BadInput
 from prefopt.files import read_json
 from prefopt.hub import model_snapshot
 from prefopt.models import load_causal_lm, save_model
-from prefopt.stages.common import weights_of
+from prefopt.stages.weights import weights_of
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from prefopt.prompt_sets import read_prompts
 from prefopt.sources import prompts_identity
 from prefopt.specs import AlpacaEvalPrompts, FilePrompts, TokensSpec
 from prefopt.stages import STAGES, RunOptions
-from prefopt.stages.common import prompt_origins, prompt_rows, prompt_texts
+from prefopt.stages.tables import prompt_origins, prompt_rows, prompt_texts
 from prefopt.tokens import BOS, render_prompt, train_tokenizer
 from tiny import causal_lm
 

@@ -31,8 +31,9 @@ from prefopt.rewriting import rewrite_chosen
 from prefopt.scoring import response_scores
 from prefopt.specs import TrainSpec
 from prefopt.stages import RunOptions
-from prefopt.stages.common import token_rows, weights_of
 from prefopt.stages.policy import collect_signals
+from prefopt.stages.tables import token_rows
+from prefopt.stages.weights import weights_of
 from prefopt.tables import read_table
 from prefopt.token_sets import diff_masks, shared_subset
 from prefopt.trainer import Visits, train

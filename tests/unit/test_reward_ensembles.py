@@ -267,7 +267,7 @@ def test_scoring_two_members_reads_the_pairs_once(project, monkeypatch):
     group = next(g for g in plan.scored_together() if len(g) == 2 and g[0].name == "train-s5")
     make(project, plan, *group, but=group)
     reads = Counter()
-    for module in ("common", "reward"):
+    for module in ("tables", "reward"):
         monkeypatch.setattr(
             f"prefopt.stages.{module}.read_table",
             lambda path, *more: (reads.update([path.name]), read_table(path, *more))[1],

@@ -20,7 +20,7 @@ from prefopt.generation import end_token_ids, generate
 from prefopt.models import load_causal_lm, load_tokenizer, save_model
 from prefopt.scoring import response_scores
 from prefopt.specs import SamplingSpec, TokensSpec
-from prefopt.stages.common import token_rows
+from prefopt.stages.tables import token_rows
 from prefopt.tokens import render_prompt, response_ids, response_text, tokenize_pairs
 
 # Templates in the manner of published models, in their essentials.

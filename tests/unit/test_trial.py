@@ -23,7 +23,7 @@ from prefopt.reward_models import load_reward_model, new_reward_model
 from prefopt.sentiment import fit_classifier, load_classifier
 from prefopt.specs import DataSpec, ScratchModel, TokensSpec, TrainSpec
 from prefopt.stages import STAGES, RunOptions, trial
-from prefopt.stages.common import WEIGHTS, weights_of
+from prefopt.stages.weights import WEIGHTS, weights_of
 from prefopt.tables import read_table, write_table
 from prefopt.trainer import Visits, _Run, train
 from prefopt.world import oracle_reward

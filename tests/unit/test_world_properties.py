@@ -25,8 +25,8 @@ from prefopt.errors import BadInput
 from prefopt.mallows import fit_mallows_phi
 from prefopt.pairs import build_pairs
 from prefopt.specs import DataSpec, SplitSpec, TokensSpec, WorldSource
-from prefopt.stages.common import token_rows
 from prefopt.stages.reward import _member_rows
+from prefopt.stages.tables import token_rows
 from prefopt.tokens import UNK, render_prompt, tokenize_pairs, train_tokenizer
 from prefopt.world import (
     WorldParams,

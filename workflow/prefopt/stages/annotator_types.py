@@ -13,7 +13,8 @@ from prefopt.builds import Build
 from prefopt.errors import BadInput
 from prefopt.files import read_json, write_json
 from prefopt.stages import RunOptions
-from prefopt.stages.common import MIXTURE, policy_of, token_rows
+from prefopt.stages.tables import token_rows
+from prefopt.stages.weights import MIXTURE, policy_of
 from prefopt.tables import join_one_to_one, read_table, write_table
 
 if TYPE_CHECKING:

@@ -10,8 +10,9 @@ import numpy as np
 from prefopt.builds import Build
 from prefopt.files import read_json, write_json, write_text
 from prefopt.stages import RunOptions
-from prefopt.stages.common import run_training, token_rows, votes_table
+from prefopt.stages.common import run_training
 from prefopt.stages.policy import policy_objective, policy_to_train
+from prefopt.stages.tables import token_rows, votes_table
 from prefopt.tables import join_one_to_one, read_table, write_table
 
 if TYPE_CHECKING:

@@ -9,7 +9,9 @@ import numpy as np
 from prefopt.builds import Build
 from prefopt.errors import BadInput
 from prefopt.stages import RunOptions
-from prefopt.stages.common import device_of, draw_keys, kept_rows, token_rows, tokenizer_for, weights_of
+from prefopt.stages.common import device_of, kept_rows
+from prefopt.stages.tables import draw_keys, token_rows
+from prefopt.stages.weights import tokenizer_for, weights_of
 from prefopt.tables import join_one_to_one, read_table, write_table
 
 log = logging.getLogger(__name__)

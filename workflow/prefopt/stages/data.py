@@ -10,7 +10,7 @@ from prefopt.errors import BadInput
 from prefopt.files import write_json
 from prefopt.specs import DataSpec, HubModel, ScratchModel, TokensSpec
 from prefopt.stages import RunOptions
-from prefopt.stages.common import SOURCE, TOKENIZER, WEIGHTS, weights_of
+from prefopt.stages.weights import SOURCE, TOKENIZER, WEIGHTS, weights_of
 from prefopt.tables import read_table, write_table
 
 log = logging.getLogger(__name__)

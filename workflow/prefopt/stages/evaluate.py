@@ -14,9 +14,10 @@ from prefopt.files import read_json, write_json
 from prefopt.judging import BothOrders, judge_both_orders
 from prefopt.specs import SamplingSpec
 from prefopt.stages import RunOptions
-from prefopt.stages.common import answerer_of, prompt_origins, prompt_rows, prompt_texts
 from prefopt.stages.judges import judge_of
 from prefopt.stages.leakage import check_unseen, check_unseen_texts
+from prefopt.stages.tables import prompt_origins, prompt_rows, prompt_texts
+from prefopt.stages.weights import answerer_of
 from prefopt.tables import join_one_to_one, read_table, write_table
 
 log = logging.getLogger(__name__)

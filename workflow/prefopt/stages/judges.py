@@ -14,7 +14,8 @@ import numpy as np
 from prefopt.builds import Build
 from prefopt.errors import BadInput
 from prefopt.judging import BothOrders, Judge, ScalarJudge, judge_both_orders
-from prefopt.stages.common import device_of, kept_rows, weights_of
+from prefopt.stages.common import device_of, kept_rows
+from prefopt.stages.weights import weights_of
 from prefopt.tables import read_table
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from prefopt.builds import Build
 from prefopt.errors import FailedCheck
 from prefopt.pairs import normal_prompt
 from prefopt.report import ancestors
-from prefopt.stages.common import PROMPTS, log
+from prefopt.stages.common import log
+from prefopt.stages.tables import PROMPTS
 from prefopt.tables import read_table
 
 

@@ -11,7 +11,9 @@ from prefopt.builds import Build
 from prefopt.files import read_json
 from prefopt.specs import TrainSpec
 from prefopt.stages import RunOptions
-from prefopt.stages.common import policy_of, run_training, save_trained, token_rows, vote_shares, with_adapter
+from prefopt.stages.common import run_training
+from prefopt.stages.tables import token_rows, vote_shares
+from prefopt.stages.weights import policy_of, save_trained, with_adapter
 from prefopt.tables import join_one_to_one, read_table
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from prefopt.errors import BadInput
 from prefopt.files import write_json
 from prefopt.specs import TokensSpec
 from prefopt.stages import RunOptions
-from prefopt.stages.common import PROMPTS, TOKENIZER, weights_of
+from prefopt.stages.tables import PROMPTS
+from prefopt.stages.weights import TOKENIZER, weights_of
 from prefopt.tables import write_table
 
 if TYPE_CHECKING:

@@ -14,18 +14,10 @@ from prefopt.builds import Build
 from prefopt.errors import BadInput
 from prefopt.files import write_json
 from prefopt.stages import RunOptions
-from prefopt.stages.common import (
-    device_of,
-    kept_rows,
-    run_training,
-    save_trained,
-    token_rows,
-    tokenizer_for,
-    warn,
-    weights_of,
-    with_adapter,
-)
+from prefopt.stages.common import device_of, kept_rows, run_training, warn
 from prefopt.stages.reward_kinds import kind_of, pair_ids
+from prefopt.stages.tables import token_rows
+from prefopt.stages.weights import save_trained, tokenizer_for, weights_of, with_adapter
 from prefopt.tables import join_one_to_one, read_table, write_table
 
 if TYPE_CHECKING:

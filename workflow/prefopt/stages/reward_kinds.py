@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from prefopt.builds import Build
-from prefopt.stages.common import VOTE_SIDES, votes_table
+from prefopt.stages.tables import VOTE_SIDES, votes_table
 from prefopt.tables import read_table
 
 if TYPE_CHECKING:

@@ -10,16 +10,9 @@ import numpy as np
 from prefopt.builds import Build
 from prefopt.errors import BadInput
 from prefopt.stages import RunOptions
-from prefopt.stages.common import (
-    TOKENIZER,
-    device_of,
-    draw_keys,
-    kept_rows,
-    policy_of,
-    save_trained,
-    tokenizer_for,
-    weights_of,
-)
+from prefopt.stages.common import device_of, kept_rows
+from prefopt.stages.tables import draw_keys
+from prefopt.stages.weights import TOKENIZER, policy_of, save_trained, tokenizer_for, weights_of
 from prefopt.tables import read_table, write_table
 
 if TYPE_CHECKING:

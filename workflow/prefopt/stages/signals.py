@@ -14,18 +14,9 @@ from prefopt.errors import BadInput, FailedCheck
 from prefopt.files import read_json, write_json
 from prefopt.specs import DispersionSpec, SamplingSpec
 from prefopt.stages import RunOptions
-from prefopt.stages.common import (
-    device_of,
-    draw_keys,
-    kept_rows,
-    run_training,
-    save_trained,
-    token_rows,
-    tokenizer_for,
-    votes_table,
-    weights_of,
-    with_adapter,
-)
+from prefopt.stages.common import device_of, kept_rows, run_training
+from prefopt.stages.tables import draw_keys, token_rows, votes_table
+from prefopt.stages.weights import save_trained, tokenizer_for, weights_of, with_adapter
 from prefopt.tables import join_one_to_one, read_table, write_table
 
 if TYPE_CHECKING:

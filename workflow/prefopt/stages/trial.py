@@ -16,10 +16,12 @@ from prefopt.errors import FailedCheck
 from prefopt.files import write_lines
 from prefopt.specs import SamplingSpec, TrainSpec
 from prefopt.stages import RunOptions
-from prefopt.stages.common import answerer_of, policy_of, prompt_rows, prompt_texts, run_training
+from prefopt.stages.common import run_training
 from prefopt.stages.judges import scorer_of
 from prefopt.stages.leakage import check_unseen
 from prefopt.stages.policy import policy_objective, policy_to_train
+from prefopt.stages.tables import prompt_rows, prompt_texts
+from prefopt.stages.weights import answerer_of, policy_of
 from prefopt.tables import read_table, write_table
 
 if TYPE_CHECKING:
