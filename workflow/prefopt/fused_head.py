@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prefopt.products import product, product_into
+
 _CHUNK_LOGITS = 1 << 21  # of one chunk on a CPU: 8 MB in fp32, which its caches still hold
 _FEWEST_TOKENS, _MOST_TOKENS = 128, 1024  # of one chunk
 _KEPT_BYTES = 1 << 26  # probabilities that are kept for the backward pass; what is larger is computed again
@@ -59,12 +61,12 @@ class _TokenLogp(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None]:
         ctx.set_materialize_grads(False)
         kept = torch.empty((len(hidden), len(weight)), dtype=low, device=hidden.device) if keep else None
-        product = _inputs(weight, low)
+        factor = _inputs(weight, low)
         first, second = (_room(hidden, weight, chunk) for _ in range(2))
         found = []
         with torch.autocast(hidden.device.type, enabled=False):
             for at in _slices(len(hidden), chunk):
-                logits = _logits(hidden[at], product, bias, first)
+                logits = _logits(hidden[at], factor, bias, first)
                 p = torch.softmax(logits, dim=-1, out=second[: len(logits)])
                 log_total = logits.amax(dim=-1) - p.amax(dim=-1).log()  # log sum exp
                 logp = logits.gather(1, target[at, None]).squeeze(1) - log_total
@@ -82,7 +84,7 @@ class _TokenLogp(torch.autograd.Function):
         hidden, weight, bias, target, log_total, nats, kept = ctx.saved_tensors
         low, needed = ctx.low, ctx.needs_input_grad
         inputs, sides = hidden.to(low), weight.to(low)
-        product = _inputs(weight, low)
+        factor = _inputs(weight, low)
         grad_hidden = torch.empty_like(hidden) if needed[0] else None
         grad_weight = torch.zeros_like(weight, dtype=_at_least_fp32(weight.dtype)) if needed[1] else None
         grad_bias = torch.zeros_like(bias, dtype=_at_least_fp32(bias.dtype)) if needed[2] else None
@@ -95,7 +97,7 @@ class _TokenLogp(torch.autograd.Function):
                 slope = slopes[at]
                 d = lower[: len(slope)]
                 if kept is None:
-                    log_p = _logits(hidden[at], product, bias, first).sub_(log_total[at, None])
+                    log_p = _logits(hidden[at], factor, bias, first).sub_(log_total[at, None])
                     p = torch.exp(log_p, out=second[: len(log_p)])
                     if grad_nats is not None:
                         log_p = _finite_(log_p).add_(nats[at, None]).mul_(p).mul_(grad_nats[at, None])
@@ -132,7 +134,7 @@ def _room(hidden: Tensor, weight: Tensor, chunk: int, dtype: torch.dtype | None 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, room: Tensor) -> Tensor:
     logits = room[: len(hidden)]
     if weight.dtype == room.dtype:
-        torch.mm(hidden.to(weight.dtype), weight.t(), out=logits)
+        product_into(logits, hidden.to(weight.dtype), weight.t())
     else:
         logits.copy_(_product(hidden.to(weight.dtype), weight.t()))
     return logits if bias is None else logits.add_(bias)
@@ -142,8 +144,8 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     """left @ right in at least fp32, unrounded where the device can."""
     if left.is_cuda and left.dtype in (torch.bfloat16, torch.float16):
         return torch.mm(left, right, out_dtype=torch.float32)
-    product = left @ right
-    return product.to(_at_least_fp32(product.dtype))
+    found = product(left, right)
+    return found.to(_at_least_fp32(found.dtype))
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from prefopt.products import is_linear
+
 _ROTATIONS = ("default", "linear", "llama3")  # position encodings that do not change with the length
 
 
@@ -31,7 +33,7 @@ def is_plain_llama(model: PreTrainedModel) -> bool:
         and config.rope_parameters["rope_type"] in _ROTATIONS
         and all(type(layer) is LlamaDecoderLayer for layer in layers)
         and all(type(norm) is LlamaRMSNorm for norm in norms)
-        and all(type(linear) is nn.Linear and linear.bias is None for linear in linears)
+        and all(is_linear(linear) and linear.bias is None for linear in linears)
     )
 
 

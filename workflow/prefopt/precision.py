@@ -19,10 +19,14 @@ def set_precision(model: PreTrainedModel, precision: Precision) -> PreTrainedMod
 
     bf16 is torch's autocast around the body alone, so scoring, training and generation with one model all follow
     the same policy; gradients of the head are products of bf16 values too, see ``fused_head``. It is done on every
-    device, since results depend on it; a warning says where the device has no instructions for it. Returns the model.
+    device, since results depend on it; a warning says where the device has no instructions for it. Products in fp32
+    are those of ``products``. Returns the model.
     """
     import torch
 
+    from prefopt.products import multiply_by_onednn
+
+    multiply_by_onednn(model)
     body = model.base_model
     wrapped = vars(body).pop("forward", None)
     if wrapped is not None:

@@ -18,11 +18,11 @@ def quantize_body(model: PreTrainedModel, device: str) -> None:
 
     Raises BadInput where bitsandbytes is not installed, and for a body without such layers.
     """
-    import torch
+    from prefopt.products import is_linear
 
     make = _layer_class()
     body = model.base_model
-    layers = [(name, layer) for name, layer in body.named_modules() if type(layer) is torch.nn.Linear]
+    layers = [(name, layer) for name, layer in body.named_modules() if is_linear(layer)]
     if not layers:
         raise BadInput(f"adapter.quantize: {type(body).__name__} has no linear layers; remove 'quantize'")
     for name, layer in layers:

@@ -182,7 +182,9 @@ def _token_values(model: PreTrainedModel, rows: Rows, entropy: bool, chunk: int 
 
     if chunk is None and len(hidden) * head.out_features <= _SMALL_LOGITS:
         return values(hidden, rows.target)
-    if type(head) is torch.nn.Linear:
+    from prefopt.products import is_linear
+
+    if is_linear(head):
         from prefopt.fused_head import token_logp
 
         hidden, low = hidden.to(head.weight.dtype), low_type(model)

@@ -1,0 +1,109 @@
+"""Products of fp32 matrices on a CPU by oneDNN, which is a part of torch, where torch takes its BLAS library.
+
+Torch multiplies bf16 matrices by oneDNN and fp32 ones by MKL, which on AMD processors reaches less than half of the
+rate. oneDNN makes its code for every new size, some tenths of a millisecond: small products stay with torch. Which ones
+are small depends on their sizes alone, so that runs repeat. Values differ in the order of sums.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+_LEAST = 1 << 26  # multiplications of a product that takes longer than making its code
+_BLOCK = 1 << 20  # elements that stand beside the result on their way into it: 4 MB
+
+
+class Linear(nn.Linear):
+    """The library's linear layer with ``linear`` as its product."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """input [..., in] -> [..., out]."""
+        return linear(input, self.weight, self.bias)
+
+
+def multiply_by_onednn(model: nn.Module) -> None:
+    """Let the model's linear layers compute as ``Linear`` does; adapted and quantized ones stay as they are."""
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = Linear
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear layer and nothing more: no adapter or subclass of another library."""
+    return type(module) in (nn.Linear, Linear)
+
+
+def linear(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """values [..., in] @ weight' [out, in] + bias [out], with first gradients; as torch has it for small products."""
+    if not _pays(values, weight, weight.shape[0]) or torch.is_autocast_enabled("cpu"):
+        return F.linear(values, weight, bias)
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (values, weight, bias)):
+        return _Linear.apply(values, weight, bias)
+    return _onednn(values, weight, bias)
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """left [M, K] @ right [K, N], without gradients."""
+    return _onednn(left, right.t()) if _pays(left, right, right.shape[1]) else left @ right
+
+
+def product_into(out: Tensor, left: Tensor, right: Tensor) -> None:
+    """left [M, K] @ right [K, N], without gradients, written to ``out`` [M, N] with little memory beside it."""
+    if not _pays(left, right, right.shape[1]):
+        torch.mm(left, right, out=out)
+        return
+    columns = max(1, _BLOCK // len(left))
+    for part, block in zip(out.split(columns, dim=1), right.t().split(columns), strict=True):
+        part.copy_(_onednn(left, block))
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(values, weight)
+        return _onednn(values, weight, bias)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        values, weight = ctx.saved_tensors
+        rows = grad.flatten(0, -2)
+        wanted = ctx.needs_input_grad
+        return (
+            product(rows, weight).view_as(values) if wanted[0] else None,
+            _weight_gradient(rows, values.flatten(0, -2)) if wanted[1] else None,
+            rows.sum(dim=0) if wanted[2] else None,
+        )
+
+
+def _weight_gradient(grad: Tensor, values: Tensor) -> Tensor:
+    """grad' [out, R] @ values [R, in]; oneDNN is faster where the longer side of the result stands second."""
+    out, inner = grad.shape[1], values.shape[1]
+    return product(grad.t(), values) if out <= inner else product(values.t(), grad).t()
+
+
+def _pays(values: Tensor, other: Tensor, columns: int) -> bool:
+    """Whether oneDNN computes this product: plain fp32 matrices on a CPU that are not small."""
+    return (
+        not torch.compiler.is_compiling()
+        and values.dtype == other.dtype == torch.float32
+        and values.device.type == other.device.type == "cpu"
+        and values.numel() * columns >= _LEAST
+        and type(other) in (Tensor, nn.Parameter)
+        and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.enabled
+    )
+
+
+def _onednn(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(_dense(values), _dense(weight), bias, "none", [], "")
+
+
+def _dense(matrix: Tensor) -> Tensor:
+    """The matrix, copied where it has gaps: with those, oneDNN is slower by orders of magnitude."""
+    return matrix if matrix.dim() == 2 and matrix.t().is_contiguous() else matrix.contiguous()
