@@ -214,7 +214,9 @@ def _fit(
 ) -> Floats | None:
     """argmax of the concave penalised log-likelihood; None where it has no finite one or Newton does not converge."""
     z = start
-    for _ in range(_CHEAP_STEPS if inverse is not None else 0):
+    for _ in range(_CHEAP_STEPS):
+        if inverse is None:
+            break
         step = inverse @ (design.T @ (weights * (outcome - sigmoid(design @ z))) - ridge * z)
         z = z + step
         if np.abs(step).max() < _SETTLED:
@@ -250,7 +252,7 @@ def _log_likelihood(design: Floats, outcome: Floats, weights: Floats, ridge: flo
 def _covariances(rows: _Rows, design: Floats, ridge: float, z: Floats) -> tuple[Floats, Floats]:
     """H^-1 and the sandwich H^-1 (sum over clusters of score score') H^-1 G / (G - 1), G clusters."""
     q = sigmoid(design @ z)
-    inverse = np.linalg.inv(design.T @ ((q * (1 - q))[:, None] * design) + ridge * np.eye(len(z)))
+    inverse: Floats = np.linalg.inv(design.T @ ((q * (1 - q))[:, None] * design) + ridge * np.eye(len(z)))
     score = np.zeros((int(rows.cluster.max()) + 1, len(z)))
     np.add.at(score, rows.cluster, (rows.outcome - q)[:, None] * design)
     small = len(score) / (len(score) - 1) if len(score) > 1 else float("nan")  # one cluster shows no spread
@@ -272,7 +274,7 @@ def _resampled_fits(
         drawn = np.bincount(rng.integers(clusters, size=clusters), minlength=clusters)[rows.cluster].astype(float)
         weights = np.bincount(kind, weights=drawn)
         there = weights > 0
-        outcome = np.bincount(kind, weights=drawn * rows.outcome)[there] / weights[there]
+        outcome: Floats = np.bincount(kind, weights=drawn * rows.outcome)[there] / weights[there]
         if ridge == 0 and not strengths_are_finite(len(rows.names), sides[there], outcome):
             continue
         z = _fit(design[there], outcome, weights[there], ridge=ridge, start=start, inverse=inverse)

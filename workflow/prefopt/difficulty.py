@@ -138,7 +138,7 @@ def _reliability(rows: JointRows, penalty: float) -> dict[str, float | None]:
     halves = [fit_joint(rows.subset(rows.model % 2 == part), penalty)[2 * rows.models :] for part in (0, 1)]
     if min(np.ptp(half) for half in halves) == 0:
         return {"half_correlation": None, "reliability": None}
-    r = float(np.corrcoef(halves)[0, 1])
+    r = float(np.asarray(np.corrcoef(halves))[0, 1])
     return {"half_correlation": r, "reliability": 2 * r / (1 + r)}
 
 

@@ -136,7 +136,8 @@ def render_page(evaluations: Sequence[Evaluation]) -> str:
     own two scripts only (a content security policy by their hashes).
     """
     environment = _environment()
-    scripts = [environment.loader.get_source(environment, name)[0] for name in _SCRIPTS]
+    loader: Any = environment.loader  # there, since ``environment`` sets it
+    scripts = [loader.get_source(environment, name)[0] for name in _SCRIPTS]
     data = page_data(evaluations)
     rates = {e.label: e.rates() for e in evaluations}
     return environment.get_template("evaluation.html.j2").render(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefopt import team
 from prefopt.digests import digest
@@ -179,7 +179,7 @@ def _engine(
 def _generation_config(sampling: SamplingSpec, ends: list[int]) -> GenerationConfig:
     from transformers import GenerationConfig
 
-    chosen = {"do_sample": False}
+    chosen: dict[str, Any] = {"do_sample": False}
     if sampling.temperature > 0:
         chosen = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
     return GenerationConfig(max_new_tokens=sampling.max_new_tokens, eos_token_id=ends, pad_token_id=ends[0], **chosen)

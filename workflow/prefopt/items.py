@@ -189,7 +189,7 @@ class _Runs:
         """``arm`` minus ``than`` in the row's metric, prompt by prompt; None where the two share no seed."""
         level = _METRICS[row["metric"]][1]
         measured = [row[side] for side in ("arm", "than") if self._is_measured(row[side])]
-        constant = {s: level if row[s] == self.spec["against"] else row[s] for s in ("arm", "than")}
+        constant: dict[str, Any] = {s: level if row[s] == self.spec["against"] else row[s] for s in ("arm", "than")}
         if not measured:
             value = float(constant["arm"] - constant["than"])
             return {"mean": value, "low": value, "high": value, "n_seeds": 0, "n_prompts": 0}

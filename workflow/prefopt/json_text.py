@@ -18,10 +18,15 @@ def parsed_json(text: str | bytes, *, finite: bool = False) -> Any:
         content = json.loads(text, object_pairs_hook=_once, parse_constant=_refuse if finite else None)
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
-    brackets = (b"[", b"{") if isinstance(text, bytes) else ("[", "{")
-    if sum(map(text.count, brackets)) > DEEPEST:  # fewer cannot be nested deeper, and this is fast
+    if _brackets(text) > DEEPEST:  # fewer cannot be nested deeper, and this is fast
         _check_depth(content)
     return content
+
+
+def _brackets(text: str | bytes) -> int:
+    if isinstance(text, bytes):
+        return text.count(b"[") + text.count(b"{")
+    return text.count("[") + text.count("{")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -115,6 +115,6 @@ def _examples(by_order: dict[str, Verdicts]) -> list[str]:
     found = []
     for order, verdicts in by_order.items():
         for row in np.flatnonzero(np.isnan(verdicts.preference)):
-            said = verdicts.raw[row] if verdicts.raw is not None else "nothing"
+            said = verdicts.raw[int(row)] if verdicts.raw is not None else "nothing"
             found.append(f"prompt {row} ({order}): {said[:200]}")
     return found[:_SHOWN_RAW]

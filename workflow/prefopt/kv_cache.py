@@ -35,6 +35,8 @@ class Cache:
         if module not in self.layers:
             shape = (self.rows, key.shape[1], self.size)
             self.layers[module] = key.new_zeros(*shape, key.shape[3]), value.new_zeros(*shape, value.shape[3])
+        if self.group is None:
+            raise ValueError("no prompts are being read: begin with a group")
         start = self.prompt - key.shape[2]
         for kept, new in zip(self.layers[module], (key, value), strict=True):
             kept[self.group.rows, :, start : self.prompt] = new[self.group.prompt]

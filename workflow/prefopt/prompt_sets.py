@@ -62,7 +62,7 @@ def read_prompts(spec: Mapping[str, Any], path: Path | None = None) -> PromptSet
             continue
         except BadRow as error:
             raise BadInput(f"{where}: {error}") from None
-        record = {
+        record: dict[str, Any] = {
             "prompt_id": digest63(messages),
             "prompt": messages,
             "index": _index(row, number, where),
@@ -132,6 +132,8 @@ def _open(spec: Mapping[str, Any], path: Path | None) -> tuple[str, Iterable[Num
         return f"{spec['repo']}@{spec['revision'][:8]}/{spec['split']}", dataset_rows(_hub_rows(spec))
     if spec["kind"] == "hub_file":
         return f"{spec['repo']}@{spec['revision'][:8]}/{spec['file']}", _file_rows(_hub_file(spec))
+    if path is None:
+        raise BadInput("a prompt set of this machine without its file; plan again")
     if (found := content_sha256(path)) != spec["sha256"]:
         raise BadInput(f"{path}: sha256 is {found}, planned was {spec['sha256']}; restore the file, or plan again")
     return str(path), _file_rows(path)

@@ -95,7 +95,7 @@ def dvc_facts(results: Path, ref: str) -> dict[str, Any]:
     facts: dict[str, Any] = {"manifest_md5": file_md5(manifest), "out": None, "out_md5": None, "recorded": False}
     checkout = checkout_of(results.resolve())
     held = out_of(checkout, results / ref) if checkout else None
-    if held is None:
+    if checkout is None or held is None:
         return facts
     out, md5 = held
     entries = listing(checkout, md5)
@@ -125,9 +125,9 @@ def refs_with_md5(results: Path, refs: Sequence[str], wanted: str) -> Iterator[t
 
 
 def _files(results: Path, ref: str, held: tuple[str, str] | None, entries: Mapping[str, str] | None) -> dict[str, str]:
-    if held is None or entries is None:
+    checkout = checkout_of(results.resolve())
+    if checkout is None or held is None or entries is None:
         folder = results / ref
         return {path.relative_to(folder).as_posix(): file_md5(path) for path in folder.rglob("*") if path.is_file()}
-    checkout = checkout_of(results.resolve())
     prefix = (results / ref).resolve().relative_to((checkout / held[0]).resolve()).as_posix()
     return {name[len(prefix) + 1 :]: md5 for name, md5 in entries.items() if name.startswith(f"{prefix}/")}

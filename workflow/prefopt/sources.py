@@ -60,10 +60,10 @@ def prompts_identity(
     """Hashed spec, execution settings and short name of a prompt set; a local file enters by its content."""
     if isinstance(prompts, HubPrompts):
         return prompts.model_dump(), {}, prompts.repo.rsplit("/", 1)[-1].lower()
-    if isinstance(prompts, AlpacaEvalPrompts) and prompts.path is None:
-        file = {"repo": _ALPACA_EVAL, "revision": prompts.revision, "file": _ALPACA_EVAL_FILES[prompts.baseline]}
-        return {"kind": "hub_file", **file}, {}, "alpaca-eval"
     if isinstance(prompts, AlpacaEvalPrompts):
+        if prompts.path is None:
+            file = {"repo": _ALPACA_EVAL, "revision": prompts.revision, "file": _ALPACA_EVAL_FILES[prompts.baseline]}
+            return {"kind": "hub_file", **file}, {}, "alpaca-eval"
         path, pin, reading = _alpaca_eval_file(data_root / prompts.path, prompts.baseline), None, {}
     else:
         path, pin, reading = data_root / prompts.path, prompts.sha256, prompts.model_dump(include={"column", "reader"})

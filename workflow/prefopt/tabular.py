@@ -167,10 +167,10 @@ def minimise(objective: PairObjective, start: ArrayLike) -> Values:
     theta = np.asarray(start, dtype=float)
     for _ in range(NEWTON_STEPS):
         slope = objective.gradient(theta)
-        step = np.linalg.lstsq(objective.hessian(theta), -slope, rcond=1e-12)[0]
+        step = np.linalg.lstsq(objective.hessian(theta), -slope, rcond=1e-12)[0].astype(float)
         if np.abs(step).max() <= 1e-9 * (1 + np.abs(theta).max()):
             return theta + step  # the error after a step is about the square of the step
-        theta = theta + _damping(objective, theta, step, slope @ step) * step
+        theta = theta + _damping(objective, theta, step, float(slope @ step)) * step
     raise FailedCheck(f"'{objective.loss}' has no optimum within {NEWTON_STEPS} Newton steps: its margins may diverge")
 
 

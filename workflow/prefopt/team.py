@@ -156,8 +156,9 @@ def _told(work: Callable[[], None]) -> int:
             said = {"kind": "FailedCheck", "text": text}
     else:
         return 0
-    with suppress(OSError):
-        _seat.link.sendall(json.dumps(said).encode() + b"\n")
+    if _seat.link is not None:
+        with suppress(OSError):
+            _seat.link.sendall(json.dumps(said).encode() + b"\n")
     return 1
 
 

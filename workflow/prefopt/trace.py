@@ -133,7 +133,9 @@ class Tracer:
         return None
 
     def _is_in(self, ref: str, out: str) -> bool:
-        return (self.results / ref).resolve().is_relative_to((self.checkout / out).resolve())
+        return self.checkout is not None and (self.results / ref).resolve().is_relative_to(
+            (self.checkout / out).resolve()
+        )
 
     def _recorded(self, md5: str) -> dict[str, Any]:
         return {"recorded_by": revisions.recording_commits(self.checkout, md5)}
@@ -146,12 +148,13 @@ class Tracer:
         if not HEX.fullmatch(name):
             return None
         made = [ref for ref, m in self.manifests.items() if (m["git"]["commit"] or "").startswith(name)]
-        outs = self._taken_up(name) if self.checkout is not None and len(name) == 40 else {}
+        outs = self._taken_up(self.checkout, name) if self.checkout is not None and len(name) == 40 else {}
         return self._of_artifacts("git commit", made) | {"commit": name, "outs": outs} if made or outs else None
 
-    def _taken_up(self, commit: str) -> dict[str, str]:
+    @staticmethod
+    def _taken_up(checkout: Path, commit: str) -> dict[str, str]:
         """Outputs whose hash in ``dvc.lock`` is new with this commit."""
-        texts = [revisions.file_at(self.checkout, revision, revisions.LOCK) for revision in (f"{commit}^", commit)]
+        texts = [revisions.file_at(checkout, revision, revisions.LOCK) for revision in (f"{commit}^", commit)]
         before, after = (revisions.lock_outs(text or "") for text in texts)
         return {out: md5 for out, md5 in after.items() if before.get(out) != md5}
 

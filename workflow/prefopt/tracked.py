@@ -95,9 +95,9 @@ def _item_records(results: Path, ref: str, manifests: Mapping[str, dict[str, Any
         loss = item["arms"][arm]["loss"] if arm in item.get("arms", {}) else {}
         tags = {"prefopt.level": "arm", "prefopt.arm": arm, "prefopt.loss": canonical_json(loss) if loss else ""}
         yield Record(f"{place}/{arm}", arm, place, tags=tags, points=_estimates(values, end))
-    for arm, name, trained, values in runs:
+    for arm, name, trained, measured in runs:
         if trained in manifests:
-            yield _run(results / trained, f"{place}/{arm}", name, manifests[trained], values)
+            yield _run(results / trained, f"{place}/{arm}", name, manifests[trained], measured)
     result = _run(results / ref, place, f"result {manifest['id']}", manifest)
     outside = {a: n.value for a, n in numbers.items() if a.split("/")[0] not in item.get("arms", {})}
     result.points = _estimates(outside, end)

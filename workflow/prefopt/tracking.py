@@ -241,7 +241,7 @@ def _import(store: _Store, record: Record, weights: Weights) -> str:
 
 def _log_model(store: _Store, record: Record, run_id: str, weights: Weights) -> None:
     """The policy as a logged model of its first run, once per content. What holds only adapters is none by itself."""
-    if (record.ref, record.content) in store.models or not is_whole_model(record.weights):
+    if (record.ref, record.content) in store.models or record.weights is None or not is_whole_model(record.weights):
         return
     tags = {ARTIFACT_TAG: record.ref, DIGEST_TAG: record.content, "prefopt.weights": weights}
     name = record.ref.rsplit("/", 1)[-1].replace(".", "_")

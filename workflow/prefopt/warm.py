@@ -153,7 +153,7 @@ def serve(listener: socket.socket, lifeline: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     loaded = False
-    while lifeline not in select.select([listener, lifeline], [], [])[0]:
+    while lifeline not in _ready(listener, lifeline):
         if not loaded:
             _load()
             loaded = True
@@ -178,6 +178,12 @@ def _is_own(connection: socket.socket) -> bool:
     peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize(form))
     _, user, _ = struct.unpack(form, peer)
     return user == os.getuid()
+
+
+def _ready(*watched: socket.socket | int) -> list[Any]:
+    """Those of the sockets and file descriptors that have something to read; waits for the first."""
+    every: list[Any] = list(watched)
+    return select.select(every, [], [])[0]
 
 
 def _load() -> None:
@@ -234,8 +240,7 @@ def _handle(connection: socket.socket) -> int:
         os._exit(_in_fork(partial(_job, request, streams)))
     connection.sendall(f"{pid}\n".encode())
     watched = os.pidfd_open(pid)
-    ready, _, _ = select.select([connection, watched], [], [])
-    if watched not in ready:
+    if watched not in _ready(connection, watched):
         os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
     code = os.waitstatus_to_exitcode(status)

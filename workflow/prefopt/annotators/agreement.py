@@ -108,7 +108,8 @@ def pairwise_agreement(
 
 def resample_weights(clusters: int, resamples: int, seed: int) -> Floats:
     """How often each cluster is drawn in each resample [R, C], C of C with replacement."""
-    return np.random.default_rng(seed).multinomial(clusters, np.full(clusters, 1 / clusters), size=resamples) * 1.0
+    drawn = np.random.default_rng(seed).multinomial(clusters, np.full(clusters, 1 / clusters), size=resamples)
+    return drawn.astype(float)
 
 
 def krippendorff_alpha(counts: ArrayLike) -> float | None:

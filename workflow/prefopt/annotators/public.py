@@ -76,8 +76,8 @@ def read_pandalm(rows: Sequence[Placed]) -> Votes:
         if len(systems) != 2:
             raise BadRow(f"'cmp_key' is {row['cmp_key']!r:.60}, expected two systems with _ between them")
         # The published table lost its quotes in six places: an answer "True" became a truth value.
-        both = (shown_text(row, key) for key in ("response1", "response2"))
-        pairs.append(VotedPair(prompt, *both, ballots, *systems, placed.number))
+        a, b = (shown_text(row, key) for key in ("response1", "response2"))
+        pairs.append(VotedPair(prompt, a, b, ballots, systems[0], systems[1], placed.number))
 
     read_each(one, rows)
     return Votes(pairs)
@@ -184,8 +184,8 @@ def read_llmbar(rows: Sequence[Placed]) -> Votes:
         if item in texts:
             raise BadRow(f"'id' is {item!r:.60}, which stands before; every item once")
         meta = {"subset": row.get("subset"), "label": row.get("label")}
-        both = (text_of(row, key) for key in ("output_1", "output_2"))
-        texts[item] = VotedPair(text_of(row, "input"), *both, (), "1", "2", placed.number, meta)
+        a, b = (text_of(row, key) for key in ("output_1", "output_2"))
+        texts[item] = VotedPair(text_of(row, "input"), a, b, (), "1", "2", placed.number, meta)
 
     def one(placed: Placed) -> None:
         row = placed.row
@@ -230,8 +230,8 @@ def read_qlora(rows: Sequence[Placed]) -> Votes:
         number, a, b = name_of(row, "question_id"), text_of(row, "system_first"), text_of(row, "system_second")
         order = "first" if a < b else "second"
         vote = Ballot(f"gpt-4, {order} order", choice_of(str(need(row, "score")), "'score'", names))
-        both = (texts.get((number, name), "") for name in (a, b))
-        pair = VotedPair(asked.get(number, f"question {number}"), *both, (vote,), a, b, placed.number)
+        said_a, said_b = (texts.get((number, name), "") for name in (a, b))
+        pair = VotedPair(asked.get(number, f"question {number}"), said_a, said_b, (vote,), a, b, placed.number)
         collector.add(pair, placed.place)
 
     read_each(answer, rows_with(rows, "response"))

@@ -98,8 +98,8 @@ def _read_own(rows: Sequence[Placed]) -> Votes:
         row = placed.row
         ballots = _own_ballots(row["votes"]) if "votes" in row else [_own_ballot(row)]
         systems = [name_of(row, key) if row.get(key) not in (None, "") else "" for key in _SYSTEMS]
-        texts = [text_of(row, key) for key in ("prompt", "response_a", "response_b")]
-        pair = VotedPair(*texts, tuple(ballots), *systems, place=placed.number)
+        prompt, a, b = (text_of(row, key) for key in ("prompt", "response_a", "response_b"))
+        pair = VotedPair(prompt, a, b, tuple(ballots), systems[0], systems[1], place=placed.number)
         collector.add(pair, placed.place)
 
     read_each(one, rows)

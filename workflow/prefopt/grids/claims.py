@@ -30,16 +30,16 @@ def judge(row: Row, scale: str, measured: Callable[[Row], tuple[Interval, dict[s
     except Missing as missing:
         return {"difference": None, "p": None, "verdict": NOT_RUN, "reason": str(missing)}
     found = {"difference": interval.summary(), "p": interval.p} | more
-    if interval.low is None:
+    if interval.low is None or interval.high is None:
         return found | {"verdict": NOT_RUN, "reason": "one seed: no interval over seeds"}
-    holds, why = _direction(row.get("sign") or "above", interval, row.get("margin"))
+    holds, why = _direction(row.get("sign") or "above", interval.low, interval.high, row.get("margin") or 0.0)
     if holds:
         why = f"{why}; numbers are not compared at the scale '{scale}'"
     return found | {"verdict": DIRECTION_ONLY if holds else NOT_REPRODUCED, "reason": why}
 
 
-def _direction(sign: str, interval: Interval, margin: float | None) -> tuple[bool, str]:
-    low, high = interval.low, interval.high
+def _direction(sign: str, low: float, high: float, margin: float) -> tuple[bool, str]:
+    """Whether an interval lies where the claim says, and the sentence that says so; ``margin`` is of sign equal."""
     text = f"the interval [{low:.3g}, {high:.3g}]"
     if sign == "equal":
         if max(-low, high) > margin:
@@ -53,6 +53,13 @@ def _direction(sign: str, interval: Interval, margin: float | None) -> tuple[boo
     wanted = sign in ("above", "rises")
     where = f"{text} lies {'above' if above else 'below'} 0"
     return above == wanted, where if above == wanted else f"{where}: the opposite direction"
+
+
+def _two(a: int, b: int | None) -> tuple[int, int]:
+    """The points of a claim that is about two arms; one about an arm and a number, or the reference, has no second."""
+    if b is None:
+        raise ValueError("a claim about two arms has two points")
+    return a, b
 
 
 @dataclass(frozen=True)
@@ -193,10 +200,10 @@ class RunClaims:
         return welch(mine, other)
 
     def _draw_means(self, side: int, row: Row, a: int, b: int | None, seed: int) -> Values:
-        return self.measures.draw_means((a, b)[side], seed, row["set"], row["metric"])
+        return self.measures.draw_means(_two(a, b)[side], seed, row["set"], row["metric"])
 
     def _between_curves(self, row: Row, a: int, b: int | None, seed: int) -> float:
-        first, second = (self.curve(point, seed, row["set"], row["metric"]) for point in (a, b))
+        first, second = (self.curve(point, seed, row["set"], row["metric"]) for point in _two(a, b))
         return between_curves(first, second, row.get("part") or "all")
 
     def curve(self, point: int, seed: int, name: str, metric: str) -> tuple[Values, Values]:

@@ -174,7 +174,11 @@ def gains(item: Item) -> dict[str, str]:
     """Base and plug-in joined by a line per base and settings, their difference beside: MallowsPO, tables 1 and 6."""
     name = main_set(item)
     rows = [row for base in item["arms"] for row in _gain_rows(item, base, name)]
-    looks = [("base", _BASE), ("with the plug-in", _PLUG_IN), ("selected", _RING | {"size": 9})]
+    looks: list[tuple[str, Mapping[str, Any]]] = [
+        ("base", _BASE),
+        ("with the plug-in", _PLUG_IN),
+        ("selected", _RING | {"size": 9}),
+    ]
     with drawing(WIDTH, 1.0 + 0.27 * len(rows) + legend_height(looks)) as canvas:
         left, right = canvas.figure.subplots(1, 2, sharey=True, width_ratios=[3, 2])
         neutral(right, 0.0, across=True)
@@ -243,9 +247,10 @@ def _unpaired(one: Estimate | None, other: Estimate | None) -> Estimate | None:
 def _dumbbell(panel: Axes, place: int, points: tuple[Point | None, Point], name: str) -> None:
     """Base and plug-in slightly apart, so that their intervals stay visible, with a line between their means."""
     found = [value(point, name, "advantage") for point in points]
-    if all(found):
-        panel.plot([e["mean"] for e in found], [place - 0.14, place + 0.14], color=INK, linewidth=2.2, alpha=0.45)
+    means = [one["mean"] for one in found if one]
+    if len(means) == len(points):
+        panel.plot(means, [place - 0.14, place + 0.14], color=INK, linewidth=2.2, alpha=0.45)
     for point, one, offset, style in zip(points, found, (-0.14, 0.14), (_BASE, _PLUG_IN), strict=True):
         series(panel, [place + offset], [one], style, across=True)
-        if one and point["selected"]:
+        if one and point is not None and point["selected"]:
             panel.plot(one["mean"], place + offset, markersize=9, **_RING)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -188,7 +188,7 @@ def _members(item: Item) -> dict[str, str]:
 
 
 def _members_figure(item: Item, arm: str, shares: dict[str, list[list[float]]]) -> str:
-    looks = [
+    looks: list[tuple[str, Mapping[str, Any]]] = [
         ("first tenth of training", {"color": COLOURS[4], "linestyle": "-", "linewidth": 6}),
         ("last tenth", {"color": COLOURS[1], "linestyle": "-", "linewidth": 6}),
         ("the data's own value", {"color": INK, "linestyle": (0, (2, 2))}),

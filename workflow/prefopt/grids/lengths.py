@@ -31,8 +31,8 @@ def length_controlled(outcome: Values, delta_length: Values) -> Interval | None:
     push = (design @ inverse[:, 1]) * (outcome.ravel() - sigmoid(design @ b))
     cells = push.reshape(seeds, draws, prompts).sum(axis=1)
     logit = crossed_interval(b[1] + cells * cells.size)
-    mean, low, high = (None if x is None else 100 * float(sigmoid(x)) for x in (b[1], logit.low, logit.high))
-    return Interval(mean, low, high, logit.p, seeds, prompts)
+    low, high = (None if x is None else 100 * float(sigmoid(x)) for x in (logit.low, logit.high))
+    return Interval(100 * float(sigmoid(b[1])), low, high, logit.p, seeds, prompts)
 
 
 def _fit(design: Values, labels: Values) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
@@ -46,5 +46,5 @@ def _fit(design: Values, labels: Values) -> tuple[NDArray[np.float64], NDArray[n
         if np.abs(b).max() > _FARTHEST:
             return None
         if np.abs(step).max() < 1e-10:
-            return b, inverse
+            return b, np.asarray(inverse, dtype=float)
     return None

@@ -55,7 +55,7 @@ class CausalJudge:
                 logps = response_scores(self.model, asked, replies).logp.view(2, len(rows)).T.tolist()
             for row, (first, second) in zip(rows, logps, strict=True):
                 found = dict(zip(self.labels, (first, second), strict=True))
-                keep(row, RawAnswer(max(found, key=found.get), found, len(prompts[row]), 1))
+                keep(row, RawAnswer(max(found, key=found.__getitem__), found, len(prompts[row]), 1))
 
     def prompt_ids(self, questions: Sequence[Question]) -> list[list[int]]:
         """Token ids of the questions up to where the label stands; no text in them spells a control token."""
@@ -74,7 +74,7 @@ def control_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
 def label_ids(tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> list[int]:
     """The one token of every label where an answer starts; BadInput where a label has more, or none of its own."""
     style = style_of(tokenizer, (), "auto")
-    found = []
+    found: list[int] = []
     for label in labels:
         ids = response_ids(tokenizer, label, style)[: -len(end_ids(tokenizer, style))]
         if len(ids) != 1:

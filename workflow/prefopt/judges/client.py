@@ -19,8 +19,6 @@ from tenacity import (
     AsyncRetrying,
     RetryCallState,
     retry_if_exception_type,
-    stop_after_attempt,
-    stop_any,
     wait_random_exponential,
 )
 
@@ -139,7 +137,7 @@ class ChatClient:
     async def _patient(self, asking: _Round[Reply], request: Request) -> Reply:
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(_Trouble),
-            stop=stop_any(stop_after_attempt(self.retries + 1), lambda _: bool(asking.failures)),
+            stop=lambda state: bool(asking.failures) or state.attempt_number > self.retries,
             wait=self._wait,
             sleep=asking.sleep,
             reraise=True,
@@ -148,7 +146,8 @@ class ChatClient:
 
     def _wait(self, state: RetryCallState) -> float:
         backoff = wait_random_exponential(multiplier=self.first_wait, max=_LONGEST_WAIT)(state)
-        asked: float = state.outcome.exception().wait
+        trouble = state.outcome.exception() if state.outcome is not None else None
+        asked = trouble.wait if isinstance(trouble, _Trouble) else 0.0
         self._not_before = max(self._not_before, time.monotonic() + asked) if asked else self._not_before
         return max(backoff, asked)
 

@@ -12,9 +12,9 @@ def fronts(rewards: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     One beats another where it is at least as good by every model and better by one.
     """
     rewards = np.asarray(rewards, dtype=float)
-    at_least = (rewards[:, None] >= rewards[None]).all(axis=2)
-    beats = at_least & (rewards[:, None] > rewards[None]).any(axis=2)  # [i, j]: i beats j
-    return ~beats.any(axis=0), ~beats.any(axis=1)
+    at_least = np.all(rewards[:, None] >= rewards[None], axis=2)
+    beats = at_least & np.any(rewards[:, None] > rewards[None], axis=2)  # [i, j]: i beats j
+    return ~np.any(beats, axis=0), ~np.any(beats, axis=1)
 
 
 def chosen_and_rejected(rewards: ArrayLike, rule: str, draw: np.random.Generator) -> tuple[int, int] | None:

@@ -54,10 +54,11 @@ def compare_disagreement(build: Build, options: RunOptions) -> None:
         table = _estimates(build, name)
         write_table(build.work / f"estimates-{name}.parquet", table)
         given = {key: table[key].to_numpy() for key in estimates.ESTIMATES if key in table}
-        lengths = [table[f"{side}_tokens"].to_numpy() for side in ("chosen", "rejected")]
+        length_a, length_b = (table[f"{side}_tokens"].to_numpy() for side in ("chosen", "rejected"))
         counts, prompts = table[list(_VOTES)].to_numpy(), table["prompt_id"].to_numpy()
-        result = estimates.compare_with_people(given, counts, *lengths, prompts, resamples=spec["resamples"])
-        every = given | estimates.length_estimates(*lengths)
+        how = {"resamples": spec["resamples"]}
+        result = estimates.compare_with_people(given, counts, length_a, length_b, prompts, **how)
+        every = given | estimates.length_estimates(length_a, length_b)
         ranked = _rankings(build, name)
         result["phi"] = estimates.compare_with_phi(every, prompts, ranked, resamples=spec["resamples"])
         results[name] = result
@@ -85,7 +86,8 @@ def _estimates(build: Build, name: str) -> pd.DataFrame:
     vocab_size = read_json(folder / "reference.json")["vocab_size"]
     columns = [f"{side}_{what}" for what in ("entropy", "tokens") for side in ("chosen", "rejected")]
     table = join_one_to_one(table, read_table(folder / "scores.parquet", ("pair_id", *columns)), str(folder))
-    table["token_entropy"] = normalised_entropy(*(table[c].to_numpy() for c in columns), vocab_size=vocab_size)
+    chosen, rejected, chosen_tokens, rejected_tokens = (table[c].to_numpy() for c in columns)
+    table["token_entropy"] = normalised_entropy(chosen, rejected, chosen_tokens, rejected_tokens, vocab_size)
     if build.has_parent(f"samples.{name}"):
         drawn = read_table(build.parent(f"samples.{name}") / "samples.parquet")
         entropy = sequence_entropy(drawn["prompt_id"], drawn["ref_logp"], drawn["tokens"], vocab_size)

@@ -43,8 +43,8 @@ def calibrate_rewards(build: Build, options: RunOptions) -> None:
     sampled = np.stack(rewards, axis=-1)[np.stack([drawn[prompt] for prompt in pairs["prompt_id"]])]
     scores = read_table(build.parent("ensemble") / "scores.parquet", ("pair_id", "chosen_reward", "rejected_reward"))
     table = join_one_to_one(pairs[["pair_id", "split"]], scores, str(build.parent("ensemble") / "scores.parquet"))
-    own = (np.stack(table[f"{side}_reward"].to_list()) for side in ("chosen", "rejected"))
-    chosen, rejected = pair_win_rates(*own, sampled)
+    own, other = (np.stack(table[f"{side}_reward"].to_list()) for side in ("chosen", "rejected"))
+    chosen, rejected = pair_win_rates(own, other, sampled)
     table = table[["pair_id", "split"]].assign(chosen_win_rate=chosen, rejected_win_rate=rejected)
     write_table(build.work / "win_rates.parquet", table)
     build.summary |= {

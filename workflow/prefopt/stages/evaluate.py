@@ -79,15 +79,17 @@ def judge(build: Build, options: RunOptions) -> None:
         sides["baseline"] = _aligned(build, sides["generations"], sides["baseline"])
     model, baseline = (sides[role].to_dict("records") for role in ("generations", "baseline"))
     asked = [row["prompt_id"] for row in model]
-    texts, origins = (read(build.parent("pairs"), asked) for read in (prompt_texts, prompt_origins))
+    texts, origins = prompt_texts(build.parent("pairs"), asked), prompt_origins(build.parent("pairs"), asked)
     prompts = [{"text": text, "ids": row["prompt_ids"]} for text, row in zip(texts, model, strict=True)]
     with judge_of(build, options) as judge_with:
         orders = judge_both_orders(judge_with.judge, prompts, model, baseline, max_unparsable=judge_with.max_unparsable)
         # a probability of winning is averaged over the orders, a verdict follows the two-order rule
-        rule = "mean" if judge_with.soft else "two_order"
-        outcome = combine_orders(orders.baseline_first, orders.model_first, rule=rule)
-        scores = {"model": model, "baseline": baseline} if judge_with.score is not None else {}
-        rewards = {f"reward_{name}": judge_with.score(prompts, rows) for name, rows in scores.items()}
+        outcome = combine_orders(
+            orders.baseline_first, orders.model_first, rule="mean" if judge_with.soft else "two_order"
+        )
+        rewards = {}
+        if (score := judge_with.score) is not None:
+            rewards = {"reward_model": score(prompts, model), "reward_baseline": score(prompts, baseline)}
         report = judge_with.report(orders)
     annotations = [
         {
@@ -162,7 +164,7 @@ def win_rate(build: Build, options: RunOptions) -> None:
     outcome = table["preference"].to_numpy()
     rewards = [name for name in ("reward_model", "reward_baseline") if name in table]
     judged = table.dropna(subset=["baseline_first", "model_first"])
-    metrics = winrate.win_rate(outcome)
+    metrics: dict[str, Any] = {**winrate.win_rate(outcome)}
     metrics |= {
         "win_rate_interval": [100 * bound for bound in winrate.bootstrap_interval(judged["preference"] - 1.0)],
         **(_reward_advantage(table) if rewards else {}),
@@ -171,8 +173,8 @@ def win_rate(build: Build, options: RunOptions) -> None:
         "order_disagreement": float(((judged["baseline_first"] > 1.5) != (judged["model_first"] > 1.5)).mean()),
     }
     if said := {order: table[f"raw_{order}"] for order in ("baseline_first", "model_first") if f"raw_{order}" in table}:
-        sides = (table[order].to_numpy() for order in ("baseline_first", "model_first"))
-        metrics |= BothOrders(*sides, said).order_effects()
+        straight, swapped = (table[order].to_numpy() for order in ("baseline_first", "model_first"))
+        metrics |= BothOrders(straight, swapped, said).order_effects()
     controlled = []
     if "length_control" in build.node.spec:
         found, table["length_controlled"] = _length_controlled(build, len(table))
@@ -208,7 +210,7 @@ def _length_controlled(build: Build, rows: int) -> tuple[dict[str, Any], Any]:
         }
     )
     paths = {role: _pinned(build, role) for role in ("difficulty", "gamed")}
-    inputs = {
+    inputs: dict[str, Any] = {
         "difficulty": None if paths["difficulty"] is None else difficulties_of(paths["difficulty"]),
         "gamed": None if paths["gamed"] is None else gamed_of(paths["gamed"]),
     }

@@ -194,10 +194,12 @@ def _reward_models(build: Build, options: RunOptions) -> Scorer:
     asked = count()
 
     def score(prompts: Records, answers: Records) -> np.ndarray:
-        ids, number = ([p["ids"] for p in prompts], [a["ids"] for a in answers]), next(asked)
-        keeps = {role: kept_rows(build, f"{role}-{number}", range(len(answers))) for role in models}
-        settings = {"batch_size": options.micro_batch}
-        return np.mean([reward_responses(m, *ids, kept=keeps[role], **settings) for role, m in models.items()], axis=0)
+        asked_ids, answer_ids = [p["ids"] for p in prompts], [a["ids"] for a in answers]
+        number, rewards = next(asked), []
+        for role, model in models.items():
+            kept = kept_rows(build, f"{role}-{number}", range(len(answers)))
+            rewards.append(reward_responses(model, asked_ids, answer_ids, batch_size=options.micro_batch, kept=kept))
+        return np.mean(rewards, axis=0)
 
     return score
 

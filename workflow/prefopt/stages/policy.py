@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -34,7 +34,7 @@ def _signal(build: Build, role: str, table: str, pair_ids: pd.Series, columns: l
     return join_one_to_one(pair_ids.to_frame(), scores, str(build.parent(role) / table))
 
 
-def collect_signals(build: Build, rows: pd.DataFrame) -> dict[str, np.ndarray]:
+def collect_signals(build: Build, rows: pd.DataFrame) -> dict[str, Any]:
     """Per-pair arrays named as the fields of PairBatch, for the parents that the plan wired."""
     ids = rows["pair_id"]
     signals: dict[str, np.ndarray] = {}
@@ -113,7 +113,9 @@ def policy_objective(build: Build, options: RunOptions, model: PreTrainedModel) 
     spec = build.node.spec
     rows = token_rows(build.parent("tokens"), "train")
     objective = PolicyObjective(
-        *(rows[name].tolist() for name in ("prompt_ids", "chosen_ids", "rejected_ids")),
+        rows["prompt_ids"].tolist(),
+        rows["chosen_ids"].tolist(),
+        rows["rejected_ids"].tolist(),
         pair_ids=rows["pair_id"].to_numpy(),
         loss=spec["loss"]["name"],
         loss_params=dict(spec["loss"]["params"]),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -61,15 +62,15 @@ def _labelled(table: pd.DataFrame) -> pd.DataFrame:
     return found
 
 
-def _share_of_longer(table: pd.DataFrame, spec: dict) -> np.ndarray:
+def _share_of_longer(table: pd.DataFrame, spec: Mapping[str, Any]) -> np.ndarray:
     """Which rows stay: of the train split ``size`` in which the longer response is chosen in a share rho, else all."""
     from prefopt.ensemble import resample_longer_wins
 
     train = np.flatnonzero(table["split"] == "train")
-    lengths = (table[f"{side}_tokens"].to_numpy()[train] for side in ("chosen", "rejected"))
+    chosen, rejected = (table[f"{side}_tokens"].to_numpy()[train] for side in ("chosen", "rejected"))
     kept = np.ones(len(table), dtype=bool)
     kept[train] = False
-    kept[train[resample_longer_wins(*lengths, spec["rho"], spec["size"], seed=spec["seed"])]] = True
+    kept[train[resample_longer_wins(chosen, rejected, spec["rho"], spec["size"], seed=spec["seed"])]] = True
     return kept
 
 

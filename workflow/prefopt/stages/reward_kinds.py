@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from prefopt.objectives import Objective
+    from prefopt.packing import Ids
 
 _SEED_OF_OUTPUT = 1_000_003  # between the initial seeds of one model's outputs
 
@@ -27,9 +28,9 @@ class RewardKind(NamedTuple):
     margin: Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-def pair_ids(rows: pd.DataFrame) -> list[list[list[int]]]:
+def pair_ids(rows: pd.DataFrame) -> tuple[Ids, Ids, Ids]:
     """Prompts, chosen and rejected responses."""
-    return [rows[name].tolist() for name in ("prompt_ids", "chosen_ids", "rejected_ids")]
+    return rows["prompt_ids"].tolist(), rows["chosen_ids"].tolist(), rows["rejected_ids"].tolist()
 
 
 def _outputs(spec: Mapping[str, Any], count: int) -> list[int]:
@@ -56,7 +57,9 @@ def _ratings(build: Build, rows: pd.DataFrame) -> Objective:
     if "votes_chosen" in read_table(build.parent("pairs") / "pairs.parquet"):
         table = votes_table(build.parent("pairs"), rows["pair_id"])
         counts = [table[f"votes_{side}"].to_numpy() for side in VOTE_SIDES]
-    return RatingObjective(*pair_ids(rows), rating_targets(*counts, build.node.spec["prior_votes"]))
+    return RatingObjective(
+        *pair_ids(rows), rating_targets(counts[0], counts[1], counts[2], build.node.spec["prior_votes"])
+    )
 
 
 def _preference(build: Build, rows: pd.DataFrame) -> Objective:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prefopt.errors import BadInput
 from prefopt.evaluation_page import Evaluation
@@ -34,8 +34,8 @@ def evaluations_of(
     """
     if outputs is not None and len(files) > 1:
         raise BadInput(f"--outputs is of one model, but --annotations names {len(files)} files; show one at a time")
-    given = {"difficulty": difficulty, "gamed": gamed, "by_position": by_position}
-    inputs = {
+    given: dict[str, Any] = {"difficulty": difficulty, "gamed": gamed, "by_position": by_position}
+    inputs: dict[str, Any] = {
         "difficulty": None if difficulty is None else annotated.difficulties_of(difficulty),
         "gamed": None if gamed is None else annotated.gamed_of(gamed),
         "by_position": by_position,

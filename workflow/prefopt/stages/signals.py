@@ -144,8 +144,9 @@ def _token_entropy(build: Build, spec: DispersionSpec, pairs: pd.DataFrame) -> n
         return pairs["prompt_id"].map(entropy).to_numpy()
     columns = [f"{side}_{what}" for what in ("entropy", "tokens") for side in ("chosen", "rejected")]
     scores = _of_pairs(pairs, build.parent("reference") / "scores.parquet", columns)
+    chosen, rejected, chosen_tokens, rejected_tokens = (scores[name].to_numpy() for name in columns)
     return dispersion.normalised_entropy(
-        *(scores[name].to_numpy() for name in columns), vocab_size=vocab_size, norm=spec.norm
+        chosen, rejected, chosen_tokens, rejected_tokens, vocab_size=vocab_size, norm=spec.norm
     )
 
 

@@ -101,7 +101,7 @@ def phi_links(*, phi: Phi, width: Positive = 0.1) -> StudyResult:
         values |= {f"{label}_{key}": value for key, value in _joint(curve, raw, end).items()}
     s = np.linspace(-5, 5, 2001)
     s = s[s != 0]
-    curves = {"exact": raw, "sigmoid": sigmoid, "cubic": cubic, "adaptive": adaptive}
+    curves: dict[str, dict[str, Any]] = {"exact": raw, "sigmoid": sigmoid, "cubic": cubic, "adaptive": adaptive}
     table = pd.DataFrame({"s": s} | {label: link(s=s, **curve) for label, curve in curves.items()})
     return StudyResult(values, {"links": table}, {"links": _phi_figure(table, phi, width)})
 

@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import cast
 
 import numpy as np
 
@@ -104,8 +105,15 @@ def generate_pairs(params: WorldParams) -> list[dict[str, str | float]]:
     ]
 
 
+def _kind(prompt: str) -> str:
+    known = asked(prompt)
+    if known is None:
+        raise ValueError(f"{prompt!r:.60} is no prompt of the demo world")
+    return known.kind
+
+
 def _ballots(prompts: Sequence[str], params: WorldParams) -> list[_Ballot]:
-    kinds = [asked(prompt).kind for prompt in prompts]
+    kinds = [_kind(prompt) for prompt in prompts]
     phis = [params.phi_closed if kind == "closed" else params.phi_open for kind in kinds]
     rankings = _rankings(phis, params)
     writer = random.Random(f"{params.seed}/{params.domain}/candidates")
@@ -174,7 +182,8 @@ def _pairs_by_length(ballots: Sequence[_Ballot], rho: float, rng: random.Random)
             f"{len(ballots[0].texts)})"
         )
     takes_longer = {*forced, *rng.sample(free, wanted - len(forced))}
-    return [longer[index] if index in takes_longer else shorter[index] for index in range(len(ballots))]
+    picked = [longer[index] if index in takes_longer else shorter[index] for index in range(len(ballots))]
+    return cast("list[tuple[str, str]]", picked)  # None is nowhere: only who has both kinds of pairs is drawn from
 
 
 def _clearly_longer(first: str, second: str) -> bool:
