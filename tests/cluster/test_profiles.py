@@ -63,7 +63,8 @@ def test_a_cluster_profile_plans_every_job(project, installed, executor):
     assert [rule for rule, count in local.items() if [rule, str(count)] not in planned] == []
 
 
-def test_a_kubernetes_job_is_a_pod_on_the_shared_volume(project, installed, tmp_path):
+def pairs_by_kubernetes(project, installed, tmp_path) -> Path:
+    """Make the pairs with a kubectl that runs a pod's command here; the folder in which it keeps the jobs it got."""
     kubectl = tmp_path / "bin" / "kubectl"
     kubectl.parent.mkdir()
     kubectl.write_text(KUBECTL.format(python=sys.executable))
@@ -76,7 +77,12 @@ def test_a_kubernetes_job_is_a_pod_on_the_shared_volume(project, installed, tmp_
     run = snakemake(project, "kubernetes", env, "--latency-wait", 5, "--", target)
     assert run.returncode == 0, run.stdout + run.stderr
     assert (project.folder / target).is_file()
-    (path,) = (kubectl.parent / "jobs").iterdir()
+    return kubectl.parent / "jobs"
+
+
+def test_a_kubernetes_job_is_a_pod_on_the_shared_volume(project, installed, tmp_path):
+    jobs = pairs_by_kubernetes(project, installed, tmp_path)
+    (path,) = jobs.iterdir()
     job = json.loads(path.read_text())["spec"]
     pod = job["template"]["spec"]
     assert job["activeDeadlineSeconds"] % 60 == 0
@@ -111,16 +117,5 @@ def test_job_scripts_run_nothing_that_a_users_names_say(project, installed, tmp_
     content["item"] |= {"title": "t'; touch pwned; '$(touch pwned)", "note": "`touch pwned`"}
     content["data"]["source"]["paths"] = names
     moved.declare(content)
-    kubectl = tmp_path / "bin" / "kubectl"
-    kubectl.parent.mkdir()
-    kubectl.write_text(KUBECTL.format(python=sys.executable))
-    kubectl.chmod(0o755)
-    (moved.folder / "workflow").symlink_to(ROOT / "workflow")
-    env = environment(moved, installed["kubernetes"])
-    env["PATH"] = os.pathsep.join([str(kubectl.parent), env["PATH"]])
-    moved.snakemake("-n", check=True)
-    target = Path("results/pairs") / moved.spec("pairs").stem / "manifest.json"
-    run = snakemake(moved, "kubernetes", env, "--latency-wait", 5, "--", target)
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert (moved.folder / target).is_file()
+    pairs_by_kubernetes(moved, installed, tmp_path)
     assert [path for path in tmp_path.rglob("pwned*") if path.is_file()] == []

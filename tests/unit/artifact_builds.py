@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,21 @@ def run_stage(results: Path, verb: str, spec: dict[str, Any], parents: list[str]
     return build
 
 
-def plan_of(folder: Path, item: dict[str, Any]) -> Plan:
-    """The plan of one item, own/x, declared below ``folder``, where its results are too."""
-    path = folder / "config" / "experiments" / "own" / "x.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(item, sort_keys=False))
-    config = {"items": ["own/*"], "results": str(folder / "results")}
-    (folder / "config" / "config.yaml").write_text(yaml.safe_dump(config))
+def plan_items(folder: Path, *items: dict[str, Any], **config: Any) -> Plan:
+    """The plan of these items and no others, declared below ``folder``; ``config``: more for config.yaml."""
+    experiments = folder / "config" / "experiments"
+    shutil.rmtree(experiments, ignore_errors=True)
+    for item in items:
+        path = experiments / item["item"]["paper"] / f"{item['item']['name']}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(item, sort_keys=False))
+    (folder / "config" / "config.yaml").write_text(yaml.safe_dump({"items": ["*/*"], **config}))
     return load_plan(folder / "config" / "config.yaml")
+
+
+def plan_of(folder: Path, item: dict[str, Any]) -> Plan:
+    """The plan of one item, own/x, whose results are below ``folder`` too."""
+    return plan_items(folder, item, results=str(folder / "results"))
 
 
 def trial_of(plan: Plan, arm: str) -> Node:

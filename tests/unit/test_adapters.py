@@ -11,13 +11,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-import yaml
 from peft import PeftModel
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import tiny
+from artifact_builds import plan_items
 from prefopt.adapters import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -35,7 +35,6 @@ from prefopt.layers import layers_run
 from prefopt.models import load_causal_lm, new_causal_lm, save_model
 from prefopt.objectives import Moment, SftObjective
 from prefopt.packing import packs
-from prefopt.plan import load_plan
 from prefopt.reward_models import load_reward_model, new_reward_model, score_head
 from prefopt.scoring import response_scores, reward_scores
 from prefopt.specs import AdapterSpec, EnsembleSpec, ScratchModel, SftSpec, TrainSpec
@@ -277,12 +276,8 @@ def planned(tmp_path):
     """The reference and policies of the arm dpo, planned with a policy section (and more) of an item."""
 
     def plan(policy, **changes):
-        path = tmp_path / "config" / "experiments" / "own" / "x.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
         arms = {"arms": {"dpo": {"loss": {"name": "dpo", "beta": 0.1}}}}
-        path.write_text(yaml.safe_dump(declare(policy=policy, **(arms | changes))))
-        (tmp_path / "config" / "config.yaml").write_text(yaml.safe_dump({"items": ["*/*"]}))
-        nodes = load_plan(tmp_path / "config" / "config.yaml").nodes
+        nodes = plan_items(tmp_path, declare(policy=policy, **(arms | changes))).nodes
         return [{ref for ref in nodes if ref.startswith(f"{stage}/")} for stage in ("reference", "policy")]
 
     return plan

@@ -7,11 +7,11 @@ import json
 import pytest
 import yaml
 
+from artifact_builds import plan_items
 from judge_models import folder_of, judge_tokenizer, tiny_judge
 from prefopt.config import load_yaml, parse
 from prefopt.errors import BadInput
 from prefopt.judges.templates import TEMPLATES
-from prefopt.plan import load_plan
 from prefopt.specs import GridEvaluateSpec, JudgeSpec
 
 TRAIN = {"steps": 2, "batch_size": 4}
@@ -30,14 +30,11 @@ def planned(tmp_path):
             "arms": {"dpo": {"loss": {"name": "dpo", "beta": 0.1}}},
             "evaluate": {"judge": judge},
         } | changes
-        path = tmp_path / "config" / "experiments" / "own" / "x.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(item))
-        (tmp_path / "config" / "config.yaml").write_text(yaml.safe_dump({"items": ["*/*"], "data_root": str(tmp_path)}))
+        (tmp_path / "config").mkdir(exist_ok=True)
         models = {"tiny": {"kind": "local", "path": "tiny"}, "new": {"kind": "scratch"}}
         (tmp_path / "config" / "models.yaml").write_text(yaml.safe_dump(models))
         (tmp_path / "config" / "judges.yaml").write_text(yaml.safe_dump(judges or {}))
-        return load_plan(tmp_path / "config" / "config.yaml")
+        return plan_items(tmp_path, item, data_root=str(tmp_path))
 
     return plan
 

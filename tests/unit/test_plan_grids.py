@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
+from functools import partial
 from itertools import product
 
 import pytest
-import yaml
 
+from artifact_builds import plan_items
 from prefopt.errors import BadInput
-from prefopt.plan import load_plan
 
 TRAIN = {"steps": 2, "batch_size": 4}
 WORLD = {"source": {"kind": "world"}, "splits": {"train": 0.6, "judge": 0.1, "validation": 0.1, "test": 0.2}}
@@ -57,17 +56,7 @@ def declare(**changes):
 
 @pytest.fixture
 def planned(tmp_path):
-    def plan(*items, **config):
-        experiments = tmp_path / "config" / "experiments"
-        shutil.rmtree(experiments, ignore_errors=True)
-        for item in items:
-            path = experiments / item["item"]["paper"] / f"{item['item']['name']}.yaml"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(yaml.safe_dump(item, sort_keys=False))
-        (tmp_path / "config" / "config.yaml").write_text(yaml.safe_dump({"items": ["*/*"], **config}))
-        return load_plan(tmp_path / "config" / "config.yaml")
-
-    return plan
+    return partial(plan_items, tmp_path)
 
 
 def trials(plan):

@@ -6,7 +6,7 @@ import importlib
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,6 @@ from prefopt.tracked import TAG_LENGTH, Record, cut, flat_params, records
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import LoggedModel, Run
 
 EXPERIMENT = "prefopt"
 KEY_TAG = "prefopt.key"
@@ -109,7 +108,7 @@ def find_runs(results: Path, *, tag: str | None = None, value: str = "") -> list
 
         client = MlflowClient(tracking_uri=uri)
         experiment = client.get_experiment_by_name(EXPERIMENT)
-        runs = _all_runs(client, experiment.experiment_id) if experiment else []
+        runs = _all_pages(client.search_runs, experiment.experiment_id) if experiment else []
     wanted = [r for r in runs if (r.data.tags.get(tag, "") if tag else r.info.run_id).startswith(value)]
     return [
         {
@@ -168,25 +167,17 @@ def _open(uri: str, results: Path) -> _Store:
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
     store = _Store(client, found.experiment_id, _known_runs(client, found.experiment_id))
-    found_models = _all_models(client, found.experiment_id)
+    found_models = _all_pages(client.search_logged_models, found.experiment_id)
     store.models = {(m.tags.get(ARTIFACT_TAG, ""), m.tags.get(DIGEST_TAG, "")) for m in found_models}
     return store
 
 
-def _all_runs(client: MlflowClient, experiment: str) -> list[Run]:
-    found, token = [], None
+def _all_pages(search: Callable[..., Any], experiment: str) -> list[Any]:
+    """What a client's search finds in an experiment, on all of its pages."""
+    found: list[Any] = []
+    token = None
     while True:
-        page = client.search_runs([experiment], max_results=1000, page_token=token)
-        found += page
-        token = page.token
-        if not token:
-            return found
-
-
-def _all_models(client: MlflowClient, experiment: str) -> list[LoggedModel]:
-    found, token = [], None
-    while True:
-        page = client.search_logged_models([experiment], max_results=1000, page_token=token)
+        page = search([experiment], max_results=1000, page_token=token)
         found += page
         token = page.token
         if not token:
@@ -196,7 +187,7 @@ def _all_models(client: MlflowClient, experiment: str) -> list[LoggedModel]:
 def _known_runs(client: MlflowClient, experiment: str) -> dict[str, list[_Known]]:
     """Runs by key; where two importers made the same one, the first to stay."""
     known: dict[str, list[_Known]] = {}
-    for run in _all_runs(client, experiment):
+    for run in _all_pages(client.search_runs, experiment):
         tags = run.data.tags
         if KEY_TAG in tags:
             entry = _Known(run.info.run_id, tags.get(DIGEST_TAG), tags.get(PARENT_TAG), int(tags[IMPORTED_TAG]))
@@ -274,7 +265,7 @@ def _settle(store: _Store, wanted: list[Record]) -> None:
             parent, run = latest[record.parent][0].run_id, latest[record.key][0]
             if run.parent != parent:
                 client.set_tag(run.run_id, PARENT_TAG, parent)
-    for model in _all_models(client, store.experiment) if gone else ():
+    for model in _all_pages(client.search_logged_models, store.experiment) if gone else ():
         if model.source_run_id in gone:
             client.delete_logged_model(model.model_id)
 

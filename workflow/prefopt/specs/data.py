@@ -23,6 +23,8 @@ VoteReaderName = Literal[
 ]
 ReaderName = Literal["auto", "hh", "trl", "ultrafeedback", "shp", "stack_exchange", "tldr", "imdb_prefix"]
 Revision = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$", description="full commit hash")]
+Paths = Annotated[list[str], Field(min_length=1, description="relative to data_root of config.yaml, or absolute")]
+Pins = Annotated[list[str] | None, Field(description="pinned digests; without them the files are hashed when planning")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -66,10 +68,8 @@ class FilesSource(Closed):
 
     kind: Literal["files"]
     reader: ReaderName = "auto"
-    paths: list[str] = Field(min_length=1, description="relative to data_root of config.yaml, or absolute")
-    sha256: list[str] | None = Field(
-        None, description="pinned digests; without them the files are hashed when planning"
-    )
+    paths: Paths
+    sha256: Pins = None
 
 
 class VotesSource(Closed):
@@ -77,10 +77,8 @@ class VotesSource(Closed):
 
     kind: Literal["votes"]
     reader: VoteReaderName = "auto"
-    paths: list[str] = Field(min_length=1, description="relative to data_root of config.yaml, or absolute")
-    sha256: list[str] | None = Field(
-        None, description="pinned digests; without them the files are hashed when planning"
-    )
+    paths: Paths
+    sha256: Pins = None
     per_prompt: Count | None = Field(None, description="use at most so many pairs of a prompt, drawn by their texts")
     ties: Literal["keep", "refuse"] = Field(
         "keep", description="pairs with as many votes for either side: keep them, a coin chooses; or refuse them"
