@@ -47,9 +47,9 @@ test: .venv/.ready
 	@echo "done: every test passed; a skipped one says why above"
 
 # Chosen by what they do: no training, no model folder, no workflow run.
-FAST := artifacts boundaries bradley_terry comparison config contributor_files costs difficulty dispersion docs_commands ensemble exports grids_check \
-	grids_estimates items items_draws judges_declared judges_reading lc_values losses mallows pairs plan plan_grids plan_prompts \
-	readers startup winrate
+FAST := artifacts boundaries bradley_terry comparison config contributor_files costs difficulty dispersion \
+	docs_commands ensemble exports grids_check grids_estimates items items_draws judges_declared judges_reading lc_values \
+	losses losses_distillation losses_registry mallows pairs plan plan_grids plan_prompts readers startup winrate
 fast-test: .venv/.ready
 	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 python -m pytest -n $(WORKERS) --dist loadfile $(FAST:%=tests/unit/test_%.py)
 
