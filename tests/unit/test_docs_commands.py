@@ -12,6 +12,7 @@ import pytest
 from prefopt.cli import parser
 from prefopt.config import item_files
 from prefopt.errors import BadInput
+from prefopt.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -122,6 +123,13 @@ def complaints(words: list[str], page: Path) -> list[str]:
     elif words[0] == "make":
         found += bad_make(words[1:], page)
     return found
+
+
+def test_the_design_names_every_stage_and_no_other():
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    table = text[text.index("**Stages.**") : text.index("**Exact items**")]
+    named = re.findall(r"^\| ([a-z]+(?:-[a-z]+)*) \|", table, re.MULTILINE)
+    assert sorted(named) == sorted([*STAGES, "stage"])
 
 
 def test_there_are_many_commands():
