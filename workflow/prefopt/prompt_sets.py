@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,24 +46,18 @@ def read_prompts(spec: Mapping[str, Any], path: Path | None = None) -> PromptSet
     A prompt that stands in several rows counts once. Raises BadInput naming file and row for what is no prompt, where
     a local file is not the planned one, and where two rows give a prompt different outputs or name different models.
     """
-    import pandas as pd
-
-    records: dict[int, dict[str, Any]] = {}
-    refused: dict[str, int] = {}
-    repeated = 0
-    generators: dict[str, str] = {}  # whose outputs -> the first row that says so
-    numbers: dict[int, int] = {}  # index -> whose prompt
     called, rows = _open(spec, path)
+    collected = _Collected()
     for number, place, row in rows:
         where = f"{called}: {place}"
         try:
             messages = _messages(spec, row)
         except Refused as refusal:
-            refused[refusal.reason] = refused.get(refusal.reason, 0) + 1
+            collected.refused[refusal.reason] += 1
             continue
         except BadRow as error:
             raise BadInput(f"{where}: {error}") from None
-        record: dict[str, Any] = {
+        record = {
             "prompt_id": digest63(messages),
             "prompt": messages,
             "index": _index(row, number, where),
@@ -71,22 +66,45 @@ def read_prompts(spec: Mapping[str, Any], path: Path | None = None) -> PromptSet
             "source": called,
             "source_row": number,
         }
-        if record["output"] is not None and (whose := _optional_text(row, "generator", where)):
-            generators.setdefault(whose, where)
-        if numbers.setdefault(record["index"], record["prompt_id"]) != record["prompt_id"]:
+        whose = None if record["output"] is None else _optional_text(row, "generator", where)
+        collected.add(record, whose, where)
+    return collected.whole(called)
+
+
+@dataclass
+class _Collected:
+    """Rows of a prompt set as they come: each prompt once, each index one prompt's, outputs of one model."""
+
+    records: dict[int, dict[str, Any]] = field(default_factory=dict)  # prompt_id -> its first row
+    refused: Counter[str] = field(default_factory=Counter)
+    repeated: int = 0
+    generators: dict[str, str] = field(default_factory=dict)  # whose outputs -> the first row that says so
+    numbers: dict[int, int] = field(default_factory=dict)  # index -> whose prompt
+
+    def add(self, record: dict[str, Any], whose: str | None, where: str) -> None:
+        """Take a row's prompt; BadInput for another prompt's index, and for a known prompt with another output."""
+        if whose:
+            self.generators.setdefault(whose, where)
+        if self.numbers.setdefault(record["index"], record["prompt_id"]) != record["prompt_id"]:
             raise BadInput(f"{where}: 'index' is {record['index']}, as of another prompt before; each has its own")
-        known = records.setdefault(record["prompt_id"], record)
+        known = self.records.setdefault(record["prompt_id"], record)
         if known is not record:
-            repeated += 1
+            self.repeated += 1
             if known["output"] != record["output"]:
                 raise BadInput(f"{where}: the same prompt as row {known['source_row'] + 1}, with another output")
-    if not records:
-        raise BadInput(f"{called}: no usable prompt" + (f" ({refused})" if refused else ": it has no rows"))
-    if len(generators) > 1:
-        (first, _), (second, where) = list(generators.items())[:2]
-        raise BadInput(f"{where}: an output of '{second}', those before are of '{first}'; one model per file")
-    table = pd.DataFrame(list(records.values()), columns=SET_COLUMNS)
-    return PromptSet(table, repeated, refused, next(iter(generators), Path(called).name))
+
+    def whole(self, called: str) -> PromptSet:
+        """All rows together; BadInput where there is no prompt, or outputs are of several models."""
+        import pandas as pd
+
+        refused = dict(self.refused)
+        if not self.records:
+            raise BadInput(f"{called}: no usable prompt" + (f" ({refused})" if refused else ": it has no rows"))
+        if len(self.generators) > 1:
+            (first, _), (second, where) = list(self.generators.items())[:2]
+            raise BadInput(f"{where}: an output of '{second}', those before are of '{first}'; one model per file")
+        table = pd.DataFrame(list(self.records.values()), columns=SET_COLUMNS)
+        return PromptSet(table, self.repeated, refused, next(iter(self.generators), Path(called).name))
 
 
 def _messages(spec: Mapping[str, Any], row: Any) -> list[Message]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +76,7 @@ def judge(build: Build, options: RunOptions) -> None:
 
     from prefopt.winrate import combine_orders
 
-    sides = {role: _responses(build, role) for role in ("generations", "baseline")}
-    if list(sides["generations"]["prompt_id"]) != list(sides["baseline"]["prompt_id"]):
-        sides["baseline"] = _aligned(build, sides["generations"], sides["baseline"])
-    model, baseline = (sides[role].to_dict("records") for role in ("generations", "baseline"))
+    model, baseline = _sides(build)
     asked = [row["prompt_id"] for row in model]
     texts, origins = prompt_texts(build.parent("pairs"), asked), prompt_origins(build.parent("pairs"), asked)
     prompts = [{"text": text, "ids": row["prompt_ids"]} for text, row in zip(texts, model, strict=True)]
@@ -91,19 +90,8 @@ def judge(build: Build, options: RunOptions) -> None:
         if (score := judge_with.score) is not None:
             rewards = {"reward_model": score(prompts, model), "reward_baseline": score(prompts, baseline)}
         report = judge_with.report(orders)
-    annotations = [
-        {
-            "instruction": prompt["text"],
-            "output_1": base["text"],
-            "generator_1": base["generator"],
-            "output_2": mine["text"],
-            "generator_2": mine["generator"],
-            "annotator": judge_with.name,
-            "preference": None if math.isnan(preference) else round(float(preference), 10),
-            **origin,
-        }
-        for prompt, base, mine, preference, origin in zip(prompts, baseline, model, outcome, origins, strict=True)
-    ]
+    records = map(partial(_annotation, judge_with.name), texts, baseline, model, outcome)
+    annotations = [record | origin for record, origin in zip(records, origins, strict=True)]
     write_json(build.work / "annotations.json", annotations)
     table = pd.DataFrame(
         {
@@ -119,6 +107,29 @@ def judge(build: Build, options: RunOptions) -> None:
     )
     write_table(build.work / "judgements.parquet", table)
     build.summary |= {"prompts": len(table), "judge": judge_with.name, **report}
+
+
+def _annotation(
+    annotator: str, text: str, base: Mapping[str, Any], mine: Mapping[str, Any], preference: float
+) -> dict[str, Any]:
+    """AlpacaEval's record of one prompt; a preference without a usable judgement is null."""
+    return {
+        "instruction": text,
+        "output_1": base["text"],
+        "generator_1": base["generator"],
+        "output_2": mine["text"],
+        "generator_2": mine["generator"],
+        "annotator": annotator,
+        "preference": None if math.isnan(preference) else round(float(preference), 10),
+    }
+
+
+def _sides(build: Build) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The model's answers and the baseline's to the same prompts, in the model's order."""
+    model, baseline = _responses(build, "generations"), _responses(build, "baseline")
+    if list(model["prompt_id"]) != list(baseline["prompt_id"]):
+        baseline = _aligned(build, model, baseline)
+    return model.to_dict("records"), baseline.to_dict("records")
 
 
 def _responses(build: Build, role: str) -> Any:
