@@ -228,7 +228,7 @@ def _fit(
         gradient = design.T @ (weights * (outcome - q)) - ridge * z
         hessian = design.T @ ((weights * q * (1 - q))[:, None] * design) + ridge * np.eye(len(z))
         try:
-            step = np.linalg.solve(hessian, gradient)
+            step = np.asarray(np.linalg.solve(hessian, gradient), dtype=float)
         except np.linalg.LinAlgError:
             return None
         if gradient @ step <= _CONVERGED * weights.sum():
@@ -252,7 +252,9 @@ def _log_likelihood(design: Floats, outcome: Floats, weights: Floats, ridge: flo
 def _covariances(rows: _Rows, design: Floats, ridge: float, z: Floats) -> tuple[Floats, Floats]:
     """H^-1 and the sandwich H^-1 (sum over clusters of score score') H^-1 G / (G - 1), G clusters."""
     q = sigmoid(design @ z)
-    inverse: Floats = np.linalg.inv(design.T @ ((q * (1 - q))[:, None] * design) + ridge * np.eye(len(z)))
+    inverse = np.asarray(
+        np.linalg.inv(design.T @ ((q * (1 - q))[:, None] * design) + ridge * np.eye(len(z))), dtype=float
+    )
     score = np.zeros((int(rows.cluster.max()) + 1, len(z)))
     np.add.at(score, rows.cluster, (rows.outcome - q)[:, None] * design)
     small = len(score) / (len(score) - 1) if len(score) > 1 else float("nan")  # one cluster shows no spread
@@ -272,9 +274,9 @@ def _resampled_fits(
     fits = []
     for _ in range(resamples):
         drawn = np.bincount(rng.integers(clusters, size=clusters), minlength=clusters)[rows.cluster].astype(float)
-        weights = np.bincount(kind, weights=drawn)
+        weights = np.asarray(np.bincount(kind, weights=drawn), dtype=float)
         there = weights > 0
-        outcome: Floats = np.bincount(kind, weights=drawn * rows.outcome)[there] / weights[there]
+        outcome = np.bincount(kind, weights=drawn * rows.outcome)[there] / weights[there]
         if ridge == 0 and not strengths_are_finite(len(rows.names), sides[there], outcome):
             continue
         z = _fit(design[there], outcome, weights[there], ridge=ridge, start=start, inverse=inverse)
