@@ -16,7 +16,7 @@ from prefopt import fused_head, products, scoring
 from prefopt.bulk import score_pairs
 from prefopt.packing import packs
 from prefopt.precision import set_precision
-from prefopt.products import Linear, is_linear, linear, multiply_by_onednn, product, product_into
+from prefopt.products import Linear, add_weight_gradient, is_linear, linear, multiply_by_onednn, product, product_into
 from prefopt.scoring import projects_linearly, response_scores
 
 BAND = 1e-5  # of sums of a thousand fp32 products of normal numbers, against the largest of them
@@ -107,6 +107,20 @@ def test_products_into_memory_are_the_same_block_by_block(every_size, monkeypatc
         product_into(out, left, right)
     near(out, left.double() @ right.double())
     assert seen.sizes["oneDNN", torch.float32] == [7 * 20 * columns for columns in (10, 10, 10, 3)]
+
+
+@pytest.mark.parametrize(("rows", "largest", "by"), [(40, 6 * 8, "oneDNN"), (39, 6 * 8, "torch"), (40, 47, "torch")])
+def test_gradients_are_added_up_beside_the_sum_only_where_it_is_small_and_rows_are_many(
+    every_size, monkeypatch, rows, largest, by
+):
+    monkeypatch.setattr(products, "_MANY", 40)
+    monkeypatch.setattr(products, "_SMALL_TOTAL", largest)
+    total, grad, values = (x.detach() for x in drawn((6, 8), (rows, 6), (rows, 8)))
+    exact = total.double() + grad.double().t() @ values.double()
+    with Products() as seen:
+        add_weight_gradient(total, grad, values)
+    near(total, exact)
+    assert [who for who, _ in seen.sizes] == ([by] if by == "oneDNN" else [])  # torch's is addmm_, in place
 
 
 @pytest.mark.filterwarnings("ignore:TF32 acceleration")  # of the switch, which sets more than is asked for

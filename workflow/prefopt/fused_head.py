@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefopt.products import product, product_into
+from prefopt.products import add_weight_gradient, product, product_into
 
 _CHUNK_LOGITS = 1 << 21  # of one chunk on a CPU: 8 MB in fp32, which its caches still hold
 _FEWEST_TOKENS, _MOST_TOKENS = 128, 1024  # of one chunk
@@ -109,7 +109,7 @@ class _TokenLogp(torch.autograd.Function):
                 if grad_hidden is not None:
                     grad_hidden[at] = _product(d, sides)
                 if grad_weight is not None:
-                    _add_product(grad_weight, d.t(), inputs[at])
+                    _add_gradient(grad_weight, d, inputs[at])
                 if grad_bias is not None:
                     grad_bias += d.sum(dim=0, dtype=grad_bias.dtype)
         grads = (grad_hidden, _like(grad_weight, weight), _like(grad_bias, bias))
@@ -148,12 +148,12 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     return found.to(_at_least_fp32(found.dtype))
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right, in place where the types allow it."""
-    if total.dtype == left.dtype:
-        total.addmm_(left, right)
+def _add_gradient(total: Tensor, grad: Tensor, values: Tensor) -> None:
+    """total += grad' @ values, in place where the types allow it."""
+    if total.dtype == grad.dtype:
+        add_weight_gradient(total, grad, values)
     else:
-        total += _product(left, right)
+        total += _product(grad.t(), values)
 
 
 def _at_least_fp32(dtype: torch.dtype) -> torch.dtype:

@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 _LEAST = 1 << 26  # multiplications of a product that takes longer than making its code
+_MANY, _SMALL_TOTAL = 512, 1 << 22  # rows and elements of a sum that oneDNN cannot add to, but only computes beside it
 _BLOCK = 1 << 20  # elements that stand beside the result on their way into it: 4 MB
 
 
@@ -79,6 +80,14 @@ class _Linear(torch.autograd.Function):
             _weight_gradient(rows, values.flatten(0, -2)) if wanted[1] else None,
             rows.sum(dim=0) if wanted[2] else None,
         )
+
+
+def add_weight_gradient(total: Tensor, grad: Tensor, values: Tensor) -> None:
+    """total [out, in] += grad' [out, R] @ values [R, in], without gradients."""
+    if len(grad) < _MANY or total.numel() > _SMALL_TOTAL or not _pays(grad, values, values.shape[1]):
+        total.addmm_(grad.t(), values)
+    else:
+        total += _weight_gradient(grad, values)
 
 
 def _weight_gradient(grad: Tensor, values: Tensor) -> Tensor:
