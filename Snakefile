@@ -41,8 +41,8 @@ rule all:
     default_target: True
     input:
         items(),
-        f"{RESULTS}/published.json",
-        f"{RESULTS}/report.html",
+        local(f"{RESULTS}/published.json"),
+        local(f"{RESULTS}/report.html"),
 
 
 rule demo:
@@ -78,4 +78,4 @@ rule own:
 rule artifacts:
     """Everything below the items: pairs, models, scores, policies, judgements, studies."""
     input:
-        manifests_below_items(),
+        finished_below_items(),

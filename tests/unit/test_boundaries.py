@@ -14,7 +14,7 @@ import prefopt
 PACKAGE = Path(prefopt.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 TESTS = PACKAGE.parents[1] / "tests"
-FILE_READERS = {"digests", "files", "tables", "storage"}
+FILE_READERS = {"bundles", "digests", "files", "tables", "storage"}
 FILE_READERS |= {"config", "sources", "containers", "pairs", "checkpoints", "tracking", "report"}
 
 # What a layer may import of this package, at its top or inside its functions: those named, and what they may.

@@ -6,25 +6,21 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from prefopt.files import read_json
 from prefopt.trace import Tracer
+from s3_server import s3_server, s3_tools
 from small_project import ROOT, Project, item
 
 long = pytest.mark.skipif(
     not os.environ.get("PREFOPT_LONG_TESTS"),
     reason="half a minute of processor time or more: PREFOPT_LONG_TESTS=1 runs it",
 )
-S3_TOOLS = "PREFOPT_S3_TOOLS"  # bin folder of an environment with envs/s3.txt
 REMADE = {"win_rate": 1, "paper_item": 1, "publish": 1, "report": 1}
 BRANCH = {"train_policy": 1, "generate": 1, "judge": 1, **REMADE}
 
@@ -120,31 +116,9 @@ def test_a_clone_with_pulled_results_runs_nothing(pulled):
     assert "didn't change" in pulled.run("dvc", "repro", "--dry", both=True)
 
 
-@contextmanager
-def s3_server(tools: Path) -> Iterator[str]:
-    """Address of an S3 server on this machine that forgets everything at the end."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [tools / "moto_server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(600):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait()
-
-
 @pytest.mark.slow
 def test_the_same_through_an_s3_bucket(pushed, tmp_path):
-    if not os.environ.get(S3_TOOLS):
-        pytest.skip(f"needs {S3_TOOLS}=<bin folder of an environment with envs/s3.txt>")
-    tools = Path(os.environ[S3_TOOLS])
+    tools = s3_tools()
     keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": "us-east-1"}
     source = pushed.clone(tmp_path / "source")
     source.run("dvc", "pull", "-q")

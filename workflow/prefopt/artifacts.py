@@ -109,7 +109,11 @@ def read_manifest(path: Path, *needed: str) -> dict[str, Any]:
 
     Parts that are not ``needed`` may be missing.
     """
-    content = read_json(path)
+    return checked_manifest(read_json(path), path, *needed)
+
+
+def checked_manifest(content: Any, path: Path, *needed: str) -> dict[str, Any]:
+    """The same for a manifest that was read already, from the file that ``path`` names."""
     if not isinstance(content, dict):
         raise BadInput(f"{path}: no manifest but {type(content).__name__}; remove the folder and run again")
     for key, kind in MANIFEST_KEYS.items():

@@ -75,7 +75,7 @@ def building(node: Node, results: Path) -> Iterator[Build]:
     waited: list[Any] = []
     with locked(scratch / BUILDING, on_wait=partial(_tell_wait, node, waited)):
         if waited and _stamp(out) not in (None, before):
-            _let_go(scratch)
+            let_go(scratch)
             raise AlreadyMade(f"{out}: {waited[0]} has made it meanwhile")
         for leftover in (work, aside):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -89,10 +89,10 @@ def building(node: Node, results: Path) -> Iterator[Build]:
             swap_in(work, out, aside)
         except BaseException:
             shutil.rmtree(work, ignore_errors=True)
-            _let_go(scratch)
+            let_go(scratch)
             raise
         _empty(scratch)
-        _let_go(scratch)
+        let_go(scratch)
 
 
 def _empty(scratch: Path) -> None:
@@ -121,7 +121,7 @@ def _tell_wait(node: Node, waited: list[str], holder: str) -> None:
         _log.info("%s: %s builds it; waiting", node.ref, holder)
 
 
-def _let_go(scratch: Path) -> None:
+def let_go(scratch: Path) -> None:
     """Remove the lock that this process holds, and the folder where nothing else is in it.
 
     The lock goes last: as long as it is there, no other process takes the folder for its own.

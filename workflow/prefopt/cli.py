@@ -17,7 +17,7 @@ from prefopt.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, PrefoptE
 from prefopt.redaction import RedactingFormatter, redacted
 from prefopt.stages import STAGES
 from prefopt.storage import told
-from prefopt.verbs import evaluation, jobs, lists, rankings, runs, versions, votes_file
+from prefopt.verbs import evaluation, jobs, lists, rankings, runs, stored, versions, votes_file
 
 _GROUPS = {
     "Before and after a run": ("plan", "launch", "verify", "report", "export"),
@@ -88,6 +88,7 @@ def parser() -> argparse.ArgumentParser:
     evaluation.add_show_answers(verbs, common)
     rankings.add_verbs(verbs, common)
     votes_file.add_verb(verbs, common)
+    stored.add_verbs(verbs, common)
     lists.add_verbs(verbs, common)
     return made
 

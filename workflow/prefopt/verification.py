@@ -48,7 +48,7 @@ def verify_artifact(results: Path, node: Node) -> list[str]:
         return [str(error)]
     return [
         *_wrong_identity(folder, manifest),
-        *_wrong_outputs(folder, manifest["outputs"]),
+        *(f"{folder / name}: {what}" for name, what in wrong_outputs(folder, manifest["outputs"])),
         *_wrong_inputs(results, node, manifest["inputs"]),
     ]
 
@@ -60,16 +60,17 @@ def _wrong_identity(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
         yield f"{folder / MANIFEST}: {error}"
 
 
-def _wrong_outputs(folder: Path, outputs: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def wrong_outputs(folder: Path, outputs: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Files below a folder that are not the ``outputs`` of a manifest, each with what is wrong; every byte is read."""
     for name, recorded in outputs.items():
         path = folder / name
         if not path.is_file():
-            yield f"{path}: missing, though the manifest lists it"
+            yield name, "missing, though the manifest lists it"
         elif file_sha256(path) != recorded.get("sha256"):
-            yield f"{path}: content is not what the manifest recorded"
-    for path in tree_files(folder):
-        if str(path.relative_to(folder)) not in outputs:
-            yield f"{path}: not in the manifest"
+            yield name, "content is not what the manifest recorded"
+    for found in (str(path.relative_to(folder)) for path in tree_files(folder)):
+        if found not in outputs:
+            yield found, "not in the manifest"
 
 
 def _wrong_inputs(results: Path, node: Node, inputs: Mapping[str, str]) -> Iterator[str]:

@@ -65,7 +65,7 @@ def run_beside_server(command: Sequence[str], inherited: Sequence[int] = ()) -> 
     descriptors that the command keeps open.
     """
     if not supported():
-        return _wait(subprocess.Popen(command, pass_fds=inherited))
+        return outlive(subprocess.Popen(command, pass_fds=inherited))
     address = f"prefopt-{secrets.token_hex(16)}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -79,7 +79,7 @@ def run_beside_server(command: Sequence[str], inherited: Sequence[int] = ()) -> 
     try:
         allocation = {_ALLOCATION: os.environ.get("SLURM_JOB_ID", "")}
         known = {**os.environ, SOCKET_VARIABLE: address, **allocation}
-        return _wait(subprocess.Popen(command, env=known, pass_fds=inherited))
+        return outlive(subprocess.Popen(command, env=known, pass_fds=inherited))
     finally:
         os.close(held)
         server.wait()
@@ -90,7 +90,7 @@ def _abstract(name: str) -> str:
     return f"\0{name}"
 
 
-def _wait(command: subprocess.Popen[bytes]) -> int:
+def outlive(command: subprocess.Popen[bytes]) -> int:
     """Exit code of a command that gets our SIGTERM, and whose end we outlive on Ctrl-C."""
     before = {
         signal.SIGTERM: signal.signal(signal.SIGTERM, lambda number, _: command.send_signal(number)),

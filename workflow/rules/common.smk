@@ -3,7 +3,11 @@ import os
 import re
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
+
+from snakemake.io import flag
+from snakemake.path_modifier import PATH_MODIFIER_FLAG
 
 from prefopt.config import check_place
 from prefopt.errors import PrefoptError, one_line
@@ -64,51 +68,135 @@ wildcard_constraints:
     paper=r"[a-z0-9_-]+",
 
 
+# With --default-storage-provider results lie in a storage, every artifact as one file, <stage>/<id>.tar: its bundle.
+# A job takes the bundles of all that its artifact is made from, works in its own results folder, and leaves a bundle.
+STORAGE = workflow.storage_settings.default_storage_provider is not None
+OUT_OF_STORAGE = ""
+if STORAGE:
+    OUT_OF_STORAGE = f"python -m prefopt unpack --results {shlex.quote(RESULTS)} {{input.finished:q}} >> {{log:q}} 2>&1 && "
+
+
 def manifest(ref):
     """Path of an artifact's manifest."""
     return f"{RESULTS}/{ref}/manifest.json"
 
 
+def bundle(ref):
+    """Path of an artifact's bundle, below the storage's prefix."""
+    return f"{ref}.tar"
+
+
+def finished(nodes):
+    """What is there when these artifacts are finished: their manifests, or in a storage their bundles."""
+    return [(bundle if STORAGE else manifest)(node.ref) for node in nodes]
+
+
+def record(path):
+    """A log or benchmark: on this machine as long as jobs see it, else in the storage."""
+    return local(path) if workflow.storage_settings.assume_common_workdir else path
+
+
+def everywhere(path):
+    """A file that every planning writes where it runs: not to be looked for in a storage, nor on this machine alone.
+
+    (A job with a file that is ``local`` stays on the main machine, where none of the machine is shared.)
+    """
+    return flag(path, PATH_MODIFIER_FLAG)
+
+
+def spec(stage):
+    """Path of an artifact's spec file."""
+    return everywhere(f"{RESULTS}/specs/{stage}/{{id}}.json")
+
+
+def made(stage, **names):
+    """Outputs of a stage: these files, and folders without an ending, and its manifest; or in a storage its bundle."""
+    if STORAGE:
+        return {"bundle": bundle(f"{stage}/{{id}}")}
+    paths = {role: f"{RESULTS}/{stage}/{{id}}/{name}" for role, name in names.items()}
+    outputs = {
+        role: path if Path(path).suffix else directory(path)
+        for role, path in paths.items()
+    }
+    return outputs | {"manifest": manifest(f"{stage}/{{id}}")}
+
+
+def job(command):
+    """A stage's command; in a storage within the one that fetches its parents and leaves a bundle."""
+    if not STORAGE:
+        return command
+    return (
+        "python -m prefopt stored --spec {input.spec:q} --bundle {output.bundle:q} -- env "
+        + command
+    )
+
+
+captioned = partial(report, category="{paper}", subcategory="{id}")
+
+
+def shown(outputs, **captions):
+    """Outputs of an item, those with a caption in Snakemake's report; bundles cannot be shown."""
+    return {
+        role: captioned(path, caption=captions[role]) if role in captions else path
+        for role, path in outputs.items()
+    }
+
+
 def items(paper=None, scale=None):
-    """Manifests of the configured items, of one paper or one scale."""
-    return [
-        manifest(node.ref)
+    """The finished items of the configuration, of one paper or one scale."""
+    return finished(
+        node
         for node in PLAN.items.values()
         if paper in (None, node.spec["item"]["paper"])
         and scale in (None, node.spec["item"]["scale"])
-    ]
+    )
 
 
-def manifests_below_items():
-    """Manifests of everything that the items are made from."""
+def finished_below_items():
+    """Everything that the items are made from, finished."""
     roots = {node.ref for node in PLAN.items.values()}
-    return [
-        manifest(node.ref)
-        for node in PLAN.reachable(PLAN.items.values())
-        if node.ref not in roots
-    ]
+    return finished(
+        node for node in PLAN.reachable(PLAN.items.values()) if node.ref not in roots
+    )
+
+
+def bundles_below_items():
+    """What the report and the import read beside the items, where it has to be taken out of a storage."""
+    return finished_below_items() if STORAGE else []
+
+
+# The items' manifests in this machine's results folder.
+FINISHED = (
+    " ".join(shlex.quote(manifest(node.ref)) for node in PLAN.items.values())
+    if STORAGE
+    else "{input.finished:q}"
+)
+
+
+def wired(refs):
+    """What a job reads of these parents: their manifests tell that they are there; in a storage all that is behind them."""
+    nodes = [PLAN.node(ref) for ref in refs]
+    return finished(PLAN.reachable(nodes) if STORAGE else nodes)
 
 
 def parent(stage, role):
-    """Input function: the manifest of the parent in that role, nothing where the plan wired none."""
+    """Input function: the parent in that role, finished; nothing where the plan wired none."""
 
     def find(wildcards):
         ref = PLAN.node(f"{stage}/{wildcards.id}").parents.get(role)
-        return manifest(ref) if ref else []
+        return wired([ref] if ref else [])
 
     return find
 
 
 def parents(stage, prefix=""):
-    """Input function: the manifests of all parents whose role starts with the prefix."""
+    """Input function: all parents whose role starts with the prefix, finished."""
 
     def find(wildcards):
         node = PLAN.node(f"{stage.format(**wildcards)}/{wildcards.id}")
-        return [
-            manifest(ref)
-            for role, ref in node.parents.items()
-            if role.startswith(prefix)
-        ]
+        return wired(
+            ref for role, ref in node.parents.items() if role.startswith(prefix)
+        )
 
     return find
 

@@ -4,15 +4,13 @@
 rule prepare_pairs:
     """Read preference pairs into the canonical table; refuse what cannot be used, with a reason."""
     input:
-        spec=ancient(f"{RESULTS}/specs/pairs/{{id}}.json"),
+        spec=ancient(spec("pairs")),
     output:
-        pairs=f"{RESULTS}/pairs/{{id}}/pairs.parquet",
-        refused=f"{RESULTS}/pairs/{{id}}/refused.parquet",
-        manifest=f"{RESULTS}/pairs/{{id}}/manifest.json",
+        **made("pairs", pairs="pairs.parquet", refused="refused.parquet"),
     log:
-        f"{RESULTS}/logs/pairs/{{id}}.log",
+        record(f"{RESULTS}/logs/pairs/{{id}}.log"),
     benchmark:
-        f"{RESULTS}/benchmarks/pairs/{{id}}.tsv"
+        record(f"{RESULTS}/benchmarks/pairs/{{id}}.tsv")
     priority: 10  # everything else waits for these
     conda:
         "../../envs/prefopt.yaml"
@@ -21,20 +19,20 @@ rule prepare_pairs:
         mem_mb=memory(4),
         runtime=minutes(30),
     shell:
-        "python -m prefopt prepare-pairs --spec {input.spec:q} >> {log:q} 2>&1"
+        job("python -m prefopt prepare-pairs --spec {input.spec:q} >> {log:q} 2>&1")
 
 
 rule prepare_model:
     """Start a small model from scratch with its own tokenizer, or pin a local or hub model."""
     input:
-        spec=ancient(f"{RESULTS}/specs/base/{{id}}.json"),
+        spec=ancient(spec("base")),
         pairs=ancient(parent("base", "pairs")),
     output:
-        manifest=f"{RESULTS}/base/{{id}}/manifest.json",
+        **made("base"),
     log:
-        f"{RESULTS}/logs/base/{{id}}.log",
+        record(f"{RESULTS}/logs/base/{{id}}.log"),
     benchmark:
-        f"{RESULTS}/benchmarks/base/{{id}}.tsv"
+        record(f"{RESULTS}/benchmarks/base/{{id}}.tsv")
     priority: 10  # everything else waits for these
     conda:
         "../../envs/prefopt.yaml"
@@ -43,24 +41,26 @@ rule prepare_model:
         mem_mb=memory(4),
         runtime=minutes(60),
     shell:
-        "python -m prefopt prepare-model --spec {input.spec:q} >> {log:q} 2>&1"
+        job("python -m prefopt prepare-model --spec {input.spec:q} >> {log:q} 2>&1")
 
 
 rule tokenize:
     """Turn the pairs into token ids; refuse and count what does not fit."""
     input:
-        spec=ancient(f"{RESULTS}/specs/tokens/{{id}}.json"),
+        spec=ancient(spec("tokens")),
         pairs=ancient(parent("tokens", "pairs")),
         base=ancient(parent("tokens", "base")),
     output:
-        tokens=f"{RESULTS}/tokens/{{id}}/tokens.parquet",
-        tokenizer=directory(f"{RESULTS}/tokens/{{id}}/tokenizer"),
-        refused=f"{RESULTS}/tokens/{{id}}/refused.parquet",
-        manifest=f"{RESULTS}/tokens/{{id}}/manifest.json",
+        **made(
+            "tokens",
+            tokens="tokens.parquet",
+            tokenizer="tokenizer",
+            refused="refused.parquet",
+        ),
     log:
-        f"{RESULTS}/logs/tokens/{{id}}.log",
+        record(f"{RESULTS}/logs/tokens/{{id}}.log"),
     benchmark:
-        f"{RESULTS}/benchmarks/tokens/{{id}}.tsv"
+        record(f"{RESULTS}/benchmarks/tokens/{{id}}.tsv")
     priority: 10  # everything else waits for these
     conda:
         "../../envs/prefopt.yaml"
@@ -69,23 +69,25 @@ rule tokenize:
         mem_mb=memory(4),
         runtime=minutes(60),
     shell:
-        "python -m prefopt tokenize --spec {input.spec:q} >> {log:q} 2>&1"
+        job("python -m prefopt tokenize --spec {input.spec:q} >> {log:q} 2>&1")
 
 
 rule prepare_prompts:
     """Read and tokenise prompts to answer, and a baseline's answers to them."""
     input:
-        spec=ancient(f"{RESULTS}/specs/prompts/{{id}}.json"),
+        spec=ancient(spec("prompts")),
         base=ancient(parent("prompts", "base")),
     output:
-        prompts=f"{RESULTS}/prompts/{{id}}/prompts.parquet",
-        tokenizer=directory(f"{RESULTS}/prompts/{{id}}/tokenizer"),
-        refused=f"{RESULTS}/prompts/{{id}}/refused.parquet",
-        manifest=f"{RESULTS}/prompts/{{id}}/manifest.json",
+        **made(
+            "prompts",
+            prompts="prompts.parquet",
+            tokenizer="tokenizer",
+            refused="refused.parquet",
+        ),
     log:
-        f"{RESULTS}/logs/prompts/{{id}}.log",
+        record(f"{RESULTS}/logs/prompts/{{id}}.log"),
     benchmark:
-        f"{RESULTS}/benchmarks/prompts/{{id}}.tsv"
+        record(f"{RESULTS}/benchmarks/prompts/{{id}}.tsv")
     priority: 10  # everything else waits for these
     conda:
         "../../envs/prefopt.yaml"
@@ -94,24 +96,22 @@ rule prepare_prompts:
         mem_mb=memory(4),
         runtime=minutes(60),
     shell:
-        "python -m prefopt prepare-prompts --spec {input.spec:q} >> {log:q} 2>&1"
+        job("python -m prefopt prepare-prompts --spec {input.spec:q} >> {log:q} 2>&1")
 
 
 rule relabel_pairs:
     """Label pairs by a reward model, and keep training pairs of which the longer wins in a declared share."""
     input:
-        spec=ancient(f"{RESULTS}/specs/relabelled/{{id}}.json"),
+        spec=ancient(spec("relabelled")),
         pairs=ancient(parent("relabelled", "pairs")),
         tokens=ancient(parent("relabelled", "tokens")),
         rewards=ancient(parent("relabelled", "rewards")),
     output:
-        pairs=f"{RESULTS}/relabelled/{{id}}/pairs.parquet",
-        refused=f"{RESULTS}/relabelled/{{id}}/refused.parquet",
-        manifest=f"{RESULTS}/relabelled/{{id}}/manifest.json",
+        **made("relabelled", pairs="pairs.parquet", refused="refused.parquet"),
     log:
-        f"{RESULTS}/logs/relabelled/{{id}}.log",
+        record(f"{RESULTS}/logs/relabelled/{{id}}.log"),
     benchmark:
-        f"{RESULTS}/benchmarks/relabelled/{{id}}.tsv"
+        record(f"{RESULTS}/benchmarks/relabelled/{{id}}.tsv")
     conda:
         "../../envs/prefopt.yaml"
     threads: 1
@@ -119,4 +119,4 @@ rule relabel_pairs:
         mem_mb=memory(4),
         runtime=minutes(30),
     shell:
-        "python -m prefopt relabel-pairs --spec {input.spec:q} >> {log:q} 2>&1"
+        job("python -m prefopt relabel-pairs --spec {input.spec:q} >> {log:q} 2>&1")

@@ -4,18 +4,16 @@
 rule generate:
     """Answer the test prompts with a model."""
     input:
-        spec=ancient(f"{RESULTS}/specs/generations/{{id}}.json"),
+        spec=ancient(spec("generations")),
         pairs=ancient(parent("generations", "pairs")),
         tokens=ancient(parent("generations", "tokens")),
         model=ancient(parent("generations", "model")),
     output:
-        outputs=f"{RESULTS}/generations/{{id}}/outputs.json",
-        responses=f"{RESULTS}/generations/{{id}}/responses.parquet",
-        manifest=f"{RESULTS}/generations/{{id}}/manifest.json",
+        **made("generations", outputs="outputs.json", responses="responses.parquet"),
     log:
-        f"{RESULTS}/logs/generations/{{id}}.log",
+        record(f"{RESULTS}/logs/generations/{{id}}.log"),
     benchmark:
-        f"{RESULTS}/benchmarks/generations/{{id}}.tsv"
+        record(f"{RESULTS}/benchmarks/generations/{{id}}.tsv")
     conda:
         "../../envs/prefopt.yaml"
     threads: row_threads("generations")
@@ -26,27 +24,31 @@ rule generate:
         device=DEVICE,
         processes=processes("generations"),
     shell:
-        EACH
-        + "python -m prefopt generate --spec {input.spec:q} --device {resources.device}"
-        " --processes {resources.processes} >> {log:q} 2>&1"
+        job(
+            EACH
+            + "python -m prefopt generate --spec {input.spec:q} --device {resources.device}"
+            " --processes {resources.processes} >> {log:q} 2>&1"
+        )
 
 
 rule judge:
     """Compare two sets of answers in both orders with the oracle or a held-out reward model."""
     input:
-        spec=ancient(f"{RESULTS}/specs/judgements/{{id}}.json"),
+        spec=ancient(spec("judgements")),
         pairs=ancient(parent("judgements", "pairs")),
         generations=ancient(parent("judgements", "generations")),
         baseline=ancient(parent("judgements", "baseline")),
         judges=ancient(parents("judgements", "judge")),
     output:
-        annotations=f"{RESULTS}/judgements/{{id}}/annotations.json",
-        judgements=f"{RESULTS}/judgements/{{id}}/judgements.parquet",
-        manifest=f"{RESULTS}/judgements/{{id}}/manifest.json",
+        **made(
+            "judgements",
+            annotations="annotations.json",
+            judgements="judgements.parquet",
+        ),
     log:
-        f"{RESULTS}/logs/judgements/{{id}}.log",
+        record(f"{RESULTS}/logs/judgements/{{id}}.log"),
     benchmark:
-        f"{RESULTS}/benchmarks/judgements/{{id}}.tsv"
+        record(f"{RESULTS}/benchmarks/judgements/{{id}}.tsv")
     conda:
         "../../envs/prefopt.yaml"
     threads: row_threads("judgements")
@@ -58,23 +60,24 @@ rule judge:
         processes=processes("judgements"),
         micro_batch=micro_batch,
     shell:
-        EACH
-        + "python -m prefopt judge --spec {input.spec:q} --device {resources.device}"
-        " --processes {resources.processes} --micro-batch {resources.micro_batch} >> {log:q} 2>&1"
+        job(
+            EACH
+            + "python -m prefopt judge --spec {input.spec:q} --device {resources.device}"
+            " --processes {resources.processes} --micro-batch {resources.micro_batch} >> {log:q} 2>&1"
+        )
 
 
 rule train_classifier:
     """Fit the sentiment classifier that judges answers, on pairs that no policy learns from."""
     input:
-        spec=ancient(f"{RESULTS}/specs/classifier/{{id}}.json"),
+        spec=ancient(spec("classifier")),
         pairs=ancient(parent("classifier", "pairs")),
     output:
-        classifier=f"{RESULTS}/classifier/{{id}}/classifier.json",
-        manifest=f"{RESULTS}/classifier/{{id}}/manifest.json",
+        **made("classifier", classifier="classifier.json"),
     log:
-        f"{RESULTS}/logs/classifier/{{id}}.log",
+        record(f"{RESULTS}/logs/classifier/{{id}}.log"),
     benchmark:
-        f"{RESULTS}/benchmarks/classifier/{{id}}.tsv"
+        record(f"{RESULTS}/benchmarks/classifier/{{id}}.tsv")
     conda:
         "../../envs/prefopt.yaml"
     threads: 1
@@ -82,22 +85,20 @@ rule train_classifier:
         mem_mb=memory(2),
         runtime=minutes(10),
     shell:
-        "python -m prefopt train-classifier --spec {input.spec:q} >> {log:q} 2>&1"
+        job("python -m prefopt train-classifier --spec {input.spec:q} >> {log:q} 2>&1")
 
 
 rule win_rate:
     """Win rate and reward advantage with intervals over prompts."""
     input:
-        spec=ancient(f"{RESULTS}/specs/metrics/{{id}}.json"),
+        spec=ancient(spec("metrics")),
         judgements=ancient(parent("metrics", "judgements")),
     output:
-        metrics=f"{RESULTS}/metrics/{{id}}/metrics.json",
-        prompts=f"{RESULTS}/metrics/{{id}}/prompts.parquet",
-        manifest=f"{RESULTS}/metrics/{{id}}/manifest.json",
+        **made("metrics", metrics="metrics.json", prompts="prompts.parquet"),
     log:
-        f"{RESULTS}/logs/metrics/{{id}}.log",
+        record(f"{RESULTS}/logs/metrics/{{id}}.log"),
     benchmark:
-        f"{RESULTS}/benchmarks/metrics/{{id}}.tsv"
+        record(f"{RESULTS}/benchmarks/metrics/{{id}}.tsv")
     conda:
         "../../envs/prefopt.yaml"
     threads: 1
@@ -105,4 +106,4 @@ rule win_rate:
         mem_mb=memory(2),
         runtime=minutes(10),
     shell:
-        "python -m prefopt win-rate --spec {input.spec:q} >> {log:q} 2>&1"
+        job("python -m prefopt win-rate --spec {input.spec:q} >> {log:q} 2>&1")

@@ -4,7 +4,7 @@
 rule train_policy:
     """Fine-tune from the reference with one preference loss and its regulariser."""
     input:
-        spec=ancient(f"{RESULTS}/specs/policy/{{id}}.json"),
+        spec=ancient(spec("policy")),
         tokens=ancient(parent("policy", "tokens")),
         model=ancient(parent("policy", "model")),
         reference=ancient(parent("policy", "reference")),
@@ -18,13 +18,11 @@ rule train_policy:
         responsibilities=ancient(parent("policy", "responsibilities")),
         advantages=ancient(parent("policy", "advantages")),
     output:
-        weights=directory(f"{RESULTS}/policy/{{id}}/weights"),
-        curve=f"{RESULTS}/policy/{{id}}/metrics.jsonl",
-        manifest=f"{RESULTS}/policy/{{id}}/manifest.json",
+        **made("policy", weights="weights", curve="metrics.jsonl"),
     log:
-        f"{RESULTS}/logs/policy/{{id}}.log",
+        record(f"{RESULTS}/logs/policy/{{id}}.log"),
     benchmark:
-        f"{RESULTS}/benchmarks/policy/{{id}}.tsv"
+        record(f"{RESULTS}/benchmarks/policy/{{id}}.tsv")
     conda:
         "../../envs/prefopt.yaml"
     threads: EXECUTION.threads * PROCESSES
@@ -36,4 +34,4 @@ rule train_policy:
         micro_batch=micro_batch,
         checkpoint_steps=EXECUTION.checkpoint_steps,
     shell:
-        trained_by("train-policy") + " >> {log:q} 2>&1"
+        job(trained_by("train-policy") + " >> {log:q} 2>&1")

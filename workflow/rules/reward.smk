@@ -4,18 +4,16 @@
 rule train_reward:
     """Train one reward model with its own initialisation, data order and subset."""
     input:
-        spec=ancient(f"{RESULTS}/specs/reward/{{id}}.json"),
+        spec=ancient(spec("reward")),
         tokens=ancient(parent("reward", "tokens")),
         model=ancient(parent("reward", "model")),
         pairs=ancient(parent("reward", "pairs")),
     output:
-        weights=directory(f"{RESULTS}/reward/{{id}}/weights"),
-        curve=f"{RESULTS}/reward/{{id}}/metrics.jsonl",
-        manifest=f"{RESULTS}/reward/{{id}}/manifest.json",
+        **made("reward", weights="weights", curve="metrics.jsonl"),
     log:
-        f"{RESULTS}/logs/reward/{{id}}.log",
+        record(f"{RESULTS}/logs/reward/{{id}}.log"),
     benchmark:
-        f"{RESULTS}/benchmarks/reward/{{id}}.tsv"
+        record(f"{RESULTS}/benchmarks/reward/{{id}}.tsv")
     conda:
         "../../envs/prefopt.yaml"
     threads: EXECUTION.threads * PROCESSES
@@ -27,24 +25,31 @@ rule train_reward:
         micro_batch=micro_batch,
         checkpoint_steps=EXECUTION.checkpoint_steps,
     shell:
-        trained_by("train-reward") + " >> {log:q} 2>&1"
+        job(trained_by("train-reward") + " >> {log:q} 2>&1")
+
+
+# A job makes one bundle, so in a storage every model scores for itself.
+SCORED = (
+    [[node] for group in PLAN.scored_together() for node in group]
+    if STORAGE
+    else PLAN.scored_together()
+)
 
 
 rule score_rewards:
     """Score both responses of every pair with a reward model that no other belongs with."""
     input:
-        spec=ancient(f"{RESULTS}/specs/rewards/{{id}}.json"),
+        spec=ancient(spec("rewards")),
         tokens=ancient(parent("rewards", "tokens")),
         reward=ancient(parent("rewards", "reward")),
     output:
-        scores=f"{RESULTS}/rewards/{{id}}/scores.parquet",
-        manifest=f"{RESULTS}/rewards/{{id}}/manifest.json",
+        **made("rewards", scores="scores.parquet"),
     log:
-        f"{RESULTS}/logs/rewards/{{id}}.log",
+        record(f"{RESULTS}/logs/rewards/{{id}}.log"),
     benchmark:
-        f"{RESULTS}/benchmarks/rewards/{{id}}.tsv"
+        record(f"{RESULTS}/benchmarks/rewards/{{id}}.tsv")
     wildcard_constraints:
-        id=one_of(group[0].id for group in PLAN.scored_together() if len(group) == 1),
+        id=one_of(group[0].id for group in SCORED if len(group) == 1),
     conda:
         "../../envs/prefopt.yaml"
     threads: row_threads("rewards")
@@ -56,13 +61,15 @@ rule score_rewards:
         processes=processes("rewards"),
         micro_batch=micro_batch,
     shell:
-        EACH
-        + "python -m prefopt score-rewards --spec {input.spec:q} --device {resources.device}"
-        " --processes {resources.processes} --micro-batch {resources.micro_batch} >> {log:q} 2>&1"
+        job(
+            EACH
+            + "python -m prefopt score-rewards --spec {input.spec:q} --device {resources.device}"
+            " --processes {resources.processes} --micro-batch {resources.micro_batch} >> {log:q} 2>&1"
+        )
 
 
 # The members of an ensemble are scored in one job, which reads the pairs once.
-for number, group in enumerate(g for g in PLAN.scored_together() if len(g) > 1):
+for number, group in enumerate(g for g in SCORED if len(g) > 1):
 
     rule:
         name:
@@ -75,9 +82,9 @@ for number, group in enumerate(g for g in PLAN.scored_together() if len(g) > 1):
             scores=[f"{RESULTS}/{node.ref}/scores.parquet" for node in group],
             manifest=[manifest(node.ref) for node in group],
         log:
-            f"{RESULTS}/logs/{group[0].ref}.log",
+            record(f"{RESULTS}/logs/{group[0].ref}.log"),
         benchmark:
-            f"{RESULTS}/benchmarks/{group[0].ref}.tsv"
+            record(f"{RESULTS}/benchmarks/{group[0].ref}.tsv")
         group:
             "rewards"
         conda:
@@ -99,19 +106,17 @@ for number, group in enumerate(g for g in PLAN.scored_together() if len(g) > 1):
 rule collect_ensemble:
     """Join the members' scores on pair_id into K columns, or take the oracle's one; with diagnostics."""
     input:
-        spec=ancient(f"{RESULTS}/specs/ensemble/{{id}}.json"),
+        spec=ancient(spec("ensemble")),
         tokens=ancient(parent("ensemble", "tokens")),
         members=ancient(parents("ensemble", "member")),
         heads=ancient(parent("ensemble", "heads")),
         pairs=ancient(parent("ensemble", "pairs")),
     output:
-        scores=f"{RESULTS}/ensemble/{{id}}/scores.parquet",
-        diagnostics=f"{RESULTS}/ensemble/{{id}}/diagnostics.json",
-        manifest=f"{RESULTS}/ensemble/{{id}}/manifest.json",
+        **made("ensemble", scores="scores.parquet", diagnostics="diagnostics.json"),
     log:
-        f"{RESULTS}/logs/ensemble/{{id}}.log",
+        record(f"{RESULTS}/logs/ensemble/{{id}}.log"),
     benchmark:
-        f"{RESULTS}/benchmarks/ensemble/{{id}}.tsv"
+        record(f"{RESULTS}/benchmarks/ensemble/{{id}}.tsv")
     conda:
         "../../envs/prefopt.yaml"
     threads: 1
@@ -119,24 +124,23 @@ rule collect_ensemble:
         mem_mb=memory(2),
         runtime=minutes(10),
     shell:
-        "python -m prefopt collect-ensemble --spec {input.spec:q} >> {log:q} 2>&1"
+        job("python -m prefopt collect-ensemble --spec {input.spec:q} >> {log:q} 2>&1")
 
 
 rule calibrate_rewards:
     """Win rates of both responses of every train pair among reference samples for its prompt, by an ensemble."""
     input:
-        spec=ancient(f"{RESULTS}/specs/win_rates/{{id}}.json"),
+        spec=ancient(spec("win_rates")),
         tokens=ancient(parent("win_rates", "tokens")),
         ensemble=ancient(parent("win_rates", "ensemble")),
         samples=ancient(parent("win_rates", "samples")),
         rewards=ancient(parents("win_rates", "reward")),
     output:
-        win_rates=f"{RESULTS}/win_rates/{{id}}/win_rates.parquet",
-        manifest=f"{RESULTS}/win_rates/{{id}}/manifest.json",
+        **made("win_rates", win_rates="win_rates.parquet"),
     log:
-        f"{RESULTS}/logs/win_rates/{{id}}.log",
+        record(f"{RESULTS}/logs/win_rates/{{id}}.log"),
     benchmark:
-        f"{RESULTS}/benchmarks/win_rates/{{id}}.tsv"
+        record(f"{RESULTS}/benchmarks/win_rates/{{id}}.tsv")
     conda:
         "../../envs/prefopt.yaml"
     threads: row_threads("win_rates")
@@ -148,6 +152,8 @@ rule calibrate_rewards:
         processes=processes("win_rates"),
         micro_batch=micro_batch,
     shell:
-        EACH
-        + "python -m prefopt calibrate-rewards --spec {input.spec:q} --device {resources.device}"
-        " --processes {resources.processes} --micro-batch {resources.micro_batch} >> {log:q} 2>&1"
+        job(
+            EACH
+            + "python -m prefopt calibrate-rewards --spec {input.spec:q} --device {resources.device}"
+            " --processes {resources.processes} --micro-batch {resources.micro_batch} >> {log:q} 2>&1"
+        )

@@ -4,20 +4,22 @@
 rule pair_samples:
     """Label a model's own responses by reward models or the oracle, as pairs."""
     input:
-        spec=ancient(f"{RESULTS}/specs/sampled_pairs/{{id}}.json"),
+        spec=ancient(spec("sampled_pairs")),
         pairs=ancient(parent("sampled_pairs", "pairs")),
         tokens=ancient(parent("sampled_pairs", "tokens")),
         samples=ancient(parent("sampled_pairs", "samples")),
         rewards=ancient(parents("sampled_pairs", "reward")),
     output:
-        pairs=f"{RESULTS}/sampled_pairs/{{id}}/pairs.parquet",
-        advantages=f"{RESULTS}/sampled_pairs/{{id}}/advantages.parquet",
-        refused=f"{RESULTS}/sampled_pairs/{{id}}/refused.parquet",
-        manifest=f"{RESULTS}/sampled_pairs/{{id}}/manifest.json",
+        **made(
+            "sampled_pairs",
+            pairs="pairs.parquet",
+            advantages="advantages.parquet",
+            refused="refused.parquet",
+        ),
     log:
-        f"{RESULTS}/logs/sampled_pairs/{{id}}.log",
+        record(f"{RESULTS}/logs/sampled_pairs/{{id}}.log"),
     benchmark:
-        f"{RESULTS}/benchmarks/sampled_pairs/{{id}}.tsv"
+        record(f"{RESULTS}/benchmarks/sampled_pairs/{{id}}.tsv")
     conda:
         "../../envs/prefopt.yaml"
     threads: row_threads("sampled_pairs")
@@ -29,24 +31,25 @@ rule pair_samples:
         processes=processes("sampled_pairs"),
         micro_batch=micro_batch,
     shell:
-        EACH
-        + "python -m prefopt pair-samples --spec {input.spec:q} --device {resources.device}"
-        " --processes {resources.processes} --micro-batch {resources.micro_batch} >> {log:q} 2>&1"
+        job(
+            EACH
+            + "python -m prefopt pair-samples --spec {input.spec:q} --device {resources.device}"
+            " --processes {resources.processes} --micro-batch {resources.micro_batch} >> {log:q} 2>&1"
+        )
 
 
 rule extrapolate_weights:
     """Move a policy's weights on, away from earlier ones."""
     input:
-        spec=ancient(f"{RESULTS}/specs/extrapolated/{{id}}.json"),
+        spec=ancient(spec("extrapolated")),
         model=ancient(parent("extrapolated", "model")),
         before=ancient(parent("extrapolated", "before")),
     output:
-        weights=directory(f"{RESULTS}/extrapolated/{{id}}/weights"),
-        manifest=f"{RESULTS}/extrapolated/{{id}}/manifest.json",
+        **made("extrapolated", weights="weights"),
     log:
-        f"{RESULTS}/logs/extrapolated/{{id}}.log",
+        record(f"{RESULTS}/logs/extrapolated/{{id}}.log"),
     benchmark:
-        f"{RESULTS}/benchmarks/extrapolated/{{id}}.tsv"
+        record(f"{RESULTS}/benchmarks/extrapolated/{{id}}.tsv")
     conda:
         "../../envs/prefopt.yaml"
     threads: EXECUTION.threads
@@ -56,27 +59,31 @@ rule extrapolate_weights:
         gpu=EXECUTION.gpus,
         device=DEVICE,
     shell:
-        "python -m prefopt extrapolate-weights --spec {input.spec:q} --device {resources.device} >> {log:q} 2>&1"
+        job(
+            "python -m prefopt extrapolate-weights --spec {input.spec:q} --device {resources.device} >> {log:q} 2>&1"
+        )
 
 
 rule assign_types:
     """Say which type each annotator is of, and weigh the pairs by that."""
     input:
-        spec=ancient(f"{RESULTS}/specs/responsibilities/{{id}}.json"),
+        spec=ancient(spec("responsibilities")),
         pairs=ancient(parent("responsibilities", "pairs")),
         tokens=ancient(parent("responsibilities", "tokens")),
         reference=ancient(parent("responsibilities", "reference")),
         before=ancient(parent("responsibilities", "before")),
         scores=ancient(parents("responsibilities", "scores")),
     output:
-        types=f"{RESULTS}/responsibilities/{{id}}/types.json",
-        responsibilities=f"{RESULTS}/responsibilities/{{id}}/responsibilities.parquet",
-        weights=f"{RESULTS}/responsibilities/{{id}}/weights.parquet",
-        manifest=f"{RESULTS}/responsibilities/{{id}}/manifest.json",
+        **made(
+            "responsibilities",
+            types="types.json",
+            responsibilities="responsibilities.parquet",
+            weights="weights.parquet",
+        ),
     log:
-        f"{RESULTS}/logs/responsibilities/{{id}}.log",
+        record(f"{RESULTS}/logs/responsibilities/{{id}}.log"),
     benchmark:
-        f"{RESULTS}/benchmarks/responsibilities/{{id}}.tsv"
+        record(f"{RESULTS}/benchmarks/responsibilities/{{id}}.tsv")
     conda:
         "../../envs/prefopt.yaml"
     threads: 1
@@ -84,24 +91,23 @@ rule assign_types:
         mem_mb=memory(4),
         runtime=minutes(30),
     shell:
-        "python -m prefopt assign-types --spec {input.spec:q} >> {log:q} 2>&1"
+        job("python -m prefopt assign-types --spec {input.spec:q} >> {log:q} 2>&1")
 
 
 rule mix_policies:
     """Weigh the policies of annotator types by what each is worth to every type."""
     input:
-        spec=ancient(f"{RESULTS}/specs/mixtures/{{id}}.json"),
+        spec=ancient(spec("mixtures")),
         model=ancient(parent("mixtures", "model")),
         responsibilities=ancient(parent("mixtures", "responsibilities")),
         policies=ancient(parents("mixtures", "policy")),
         samples=ancient(parents("mixtures", "samples")),
     output:
-        mixture=f"{RESULTS}/mixtures/{{id}}/mixture.json",
-        manifest=f"{RESULTS}/mixtures/{{id}}/manifest.json",
+        **made("mixtures", mixture="mixture.json"),
     log:
-        f"{RESULTS}/logs/mixtures/{{id}}.log",
+        record(f"{RESULTS}/logs/mixtures/{{id}}.log"),
     benchmark:
-        f"{RESULTS}/benchmarks/mixtures/{{id}}.tsv"
+        record(f"{RESULTS}/benchmarks/mixtures/{{id}}.tsv")
     conda:
         "../../envs/prefopt.yaml"
     threads: EXECUTION.threads
@@ -112,4 +118,6 @@ rule mix_policies:
         device=DEVICE,
         micro_batch=micro_batch,
     shell:
-        "python -m prefopt mix-policies --spec {input.spec:q} --device {resources.device} --micro-batch {resources.micro_batch} >> {log:q} 2>&1"
+        job(
+            "python -m prefopt mix-policies --spec {input.spec:q} --device {resources.device} --micro-batch {resources.micro_batch} >> {log:q} 2>&1"
+        )

@@ -4,17 +4,15 @@
 rule train_sft:
     """Fine-tune the base model on the chosen responses: the reference policy."""
     input:
-        spec=ancient(f"{RESULTS}/specs/sft/{{id}}.json"),
+        spec=ancient(spec("sft")),
         tokens=ancient(parent("sft", "tokens")),
         base=ancient(parent("sft", "base")),
     output:
-        weights=directory(f"{RESULTS}/sft/{{id}}/weights"),
-        curve=f"{RESULTS}/sft/{{id}}/metrics.jsonl",
-        manifest=f"{RESULTS}/sft/{{id}}/manifest.json",
+        **made("sft", weights="weights", curve="metrics.jsonl"),
     log:
-        f"{RESULTS}/logs/sft/{{id}}.log",
+        record(f"{RESULTS}/logs/sft/{{id}}.log"),
     benchmark:
-        f"{RESULTS}/benchmarks/sft/{{id}}.tsv"
+        record(f"{RESULTS}/benchmarks/sft/{{id}}.tsv")
     priority: 10  # everything else waits for these
     conda:
         "../../envs/prefopt.yaml"
@@ -27,22 +25,21 @@ rule train_sft:
         micro_batch=micro_batch,
         checkpoint_steps=EXECUTION.checkpoint_steps,
     shell:
-        trained_by("train-sft") + " >> {log:q} 2>&1"
+        job(trained_by("train-sft") + " >> {log:q} 2>&1")
 
 
 rule score_reference:
     """Log-probability and mean token entropy of both responses under the reference, in one pass."""
     input:
-        spec=ancient(f"{RESULTS}/specs/reference/{{id}}.json"),
+        spec=ancient(spec("reference")),
         tokens=ancient(parent("reference", "tokens")),
         model=ancient(parent("reference", "model")),
     output:
-        scores=f"{RESULTS}/reference/{{id}}/scores.parquet",
-        manifest=f"{RESULTS}/reference/{{id}}/manifest.json",
+        **made("reference", scores="scores.parquet"),
     log:
-        f"{RESULTS}/logs/reference/{{id}}.log",
+        record(f"{RESULTS}/logs/reference/{{id}}.log"),
     benchmark:
-        f"{RESULTS}/benchmarks/reference/{{id}}.tsv"
+        record(f"{RESULTS}/benchmarks/reference/{{id}}.tsv")
     priority: 10  # everything else waits for these
     conda:
         "../../envs/prefopt.yaml"
@@ -55,24 +52,25 @@ rule score_reference:
         processes=processes("reference"),
         micro_batch=micro_batch,
     shell:
-        EACH
-        + "python -m prefopt score-reference --spec {input.spec:q} --device {resources.device}"
-        " --processes {resources.processes} --micro-batch {resources.micro_batch} >> {log:q} 2>&1"
+        job(
+            EACH
+            + "python -m prefopt score-reference --spec {input.spec:q} --device {resources.device}"
+            " --processes {resources.processes} --micro-batch {resources.micro_batch} >> {log:q} 2>&1"
+        )
 
 
 rule sample_reference:
     """Draw responses from the reference, for forward KL and for sequence entropies."""
     input:
-        spec=ancient(f"{RESULTS}/specs/samples/{{id}}.json"),
+        spec=ancient(spec("samples")),
         tokens=ancient(parent("samples", "tokens")),
         model=ancient(parent("samples", "model")),
     output:
-        samples=f"{RESULTS}/samples/{{id}}/samples.parquet",
-        manifest=f"{RESULTS}/samples/{{id}}/manifest.json",
+        **made("samples", samples="samples.parquet"),
     log:
-        f"{RESULTS}/logs/samples/{{id}}.log",
+        record(f"{RESULTS}/logs/samples/{{id}}.log"),
     benchmark:
-        f"{RESULTS}/benchmarks/samples/{{id}}.tsv"
+        record(f"{RESULTS}/benchmarks/samples/{{id}}.tsv")
     conda:
         "../../envs/prefopt.yaml"
     threads: row_threads("samples")
@@ -84,15 +82,17 @@ rule sample_reference:
         processes=processes("samples"),
         micro_batch=micro_batch,
     shell:
-        EACH
-        + "python -m prefopt sample-reference --spec {input.spec:q} --device {resources.device}"
-        " --processes {resources.processes} --micro-batch {resources.micro_batch} >> {log:q} 2>&1"
+        job(
+            EACH
+            + "python -m prefopt sample-reference --spec {input.spec:q} --device {resources.device}"
+            " --processes {resources.processes} --micro-batch {resources.micro_batch} >> {log:q} 2>&1"
+        )
 
 
 rule estimate_dispersion:
     """Prompt dispersion from token entropies, an ensemble's votes or the raters; phi_star from the training set once."""
     input:
-        spec=ancient(f"{RESULTS}/specs/dispersion/{{id}}.json"),
+        spec=ancient(spec("dispersion")),
         tokens=ancient(parent("dispersion", "tokens")),
         reference=ancient(parent("dispersion", "reference")),
         samples=ancient(parent("dispersion", "samples")),
@@ -100,13 +100,15 @@ rule estimate_dispersion:
         pairs=ancient(parent("dispersion", "pairs")),
         ratings=ancient(parent("dispersion", "ratings")),
     output:
-        dispersion=f"{RESULTS}/dispersion/{{id}}/dispersion.parquet",
-        calibration=f"{RESULTS}/dispersion/{{id}}/calibration.json",
-        manifest=f"{RESULTS}/dispersion/{{id}}/manifest.json",
+        **made(
+            "dispersion",
+            dispersion="dispersion.parquet",
+            calibration="calibration.json",
+        ),
     log:
-        f"{RESULTS}/logs/dispersion/{{id}}.log",
+        record(f"{RESULTS}/logs/dispersion/{{id}}.log"),
     benchmark:
-        f"{RESULTS}/benchmarks/dispersion/{{id}}.tsv"
+        record(f"{RESULTS}/benchmarks/dispersion/{{id}}.tsv")
     conda:
         "../../envs/prefopt.yaml"
     threads: 1
@@ -114,4 +116,6 @@ rule estimate_dispersion:
         mem_mb=memory(2),
         runtime=minutes(10),
     shell:
-        "python -m prefopt estimate-dispersion --spec {input.spec:q} >> {log:q} 2>&1"
+        job(
+            "python -m prefopt estimate-dispersion --spec {input.spec:q} >> {log:q} 2>&1"
+        )

@@ -4,14 +4,13 @@
 rule run_study:
     """Compute one exact study: its numbers, tables and figures."""
     input:
-        spec=ancient(f"{RESULTS}/specs/studies/{{id}}.json"),
+        spec=ancient(spec("studies")),
     output:
-        values=f"{RESULTS}/studies/{{id}}/values.json",
-        manifest=f"{RESULTS}/studies/{{id}}/manifest.json",
+        **made("studies", values="values.json"),
     log:
-        f"{RESULTS}/logs/studies/{{id}}.log",
+        record(f"{RESULTS}/logs/studies/{{id}}.log"),
     benchmark:
-        f"{RESULTS}/benchmarks/studies/{{id}}.tsv"
+        record(f"{RESULTS}/benchmarks/studies/{{id}}.tsv")
     conda:
         "../../envs/prefopt.yaml"
     threads: 1
@@ -19,4 +18,4 @@ rule run_study:
         mem_mb=memory(2),
         runtime=minutes(20),
     shell:
-        "python -m prefopt run-study --spec {input.spec:q} >> {log:q} 2>&1"
+        job("python -m prefopt run-study --spec {input.spec:q} >> {log:q} 2>&1")

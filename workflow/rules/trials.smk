@@ -4,7 +4,7 @@
 rule run_trial:
     """Train a policy from the reference, or none, and answer the evaluation prompts along the way."""
     input:
-        spec=ancient(f"{RESULTS}/specs/trials/{{id}}.json"),
+        spec=ancient(spec("trials")),
         model=ancient(parent("trials", "model")),
         tokens=ancient(parent("trials", "tokens")),
         reference=ancient(parent("trials", "reference")),
@@ -20,13 +20,11 @@ rule run_trial:
         classifier=ancient(parent("trials", "classifier")),
         rounds=ancient(parents("trials", "round")),
     output:
-        answers=f"{RESULTS}/trials/{{id}}/answers.parquet",
-        curve=f"{RESULTS}/trials/{{id}}/metrics.jsonl",
-        manifest=f"{RESULTS}/trials/{{id}}/manifest.json",
+        **made("trials", answers="answers.parquet", curve="metrics.jsonl"),
     log:
-        f"{RESULTS}/logs/trials/{{id}}.log",
+        record(f"{RESULTS}/logs/trials/{{id}}.log"),
     benchmark:
-        f"{RESULTS}/benchmarks/trials/{{id}}.tsv"
+        record(f"{RESULTS}/benchmarks/trials/{{id}}.tsv")
     conda:
         "../../envs/prefopt.yaml"
     threads: EXECUTION.threads
@@ -39,4 +37,4 @@ rule run_trial:
         micro_batch=micro_batch,
         checkpoint_steps=EXECUTION.checkpoint_steps,
     shell:
-        one_process("run-trial") + " >> {log:q} 2>&1"
+        job(one_process("run-trial") + " >> {log:q} 2>&1")
