@@ -31,6 +31,7 @@ LAYERS = {
     "readers": "errors markup",
     "verification": "artifacts",
     "builds": "provenance team verification",
+    "bundles": "builds",
 }
 
 
