@@ -60,8 +60,13 @@ def trained(model, spec=LORA, seed=0, **given):
 
 
 def scores(model):
+    """By the modules also of a body without adapters, which runs by its weights where nobody looks (``lean_body``)."""
+    handles = [part.register_forward_hook(lambda *_: None) for part in model.modules()]
     with torch.no_grad():
-        return response_scores(model, PAIRS["prompt_ids"], PAIRS["chosen_ids"]).logp
+        found = response_scores(model, PAIRS["prompt_ids"], PAIRS["chosen_ids"]).logp
+    for handle in handles:
+        handle.remove()
+    return found
 
 
 def train_sft(model, state_dir, steps=6, **settings):

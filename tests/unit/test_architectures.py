@@ -126,8 +126,8 @@ def test_dpo_starts_at_the_reference_and_learns(model, adapter, tmp_path):
     assert metrics[0]["loss"] == pytest.approx(np.log(2), abs=1e-5)
     assert metrics[-1]["loss"] < metrics[0]["loss"] - 0.05
     if adapter is not None:
-        with adapters_off(model):
-            assert torch.equal(score(model), before)
+        with adapters_off(model):  # by its modules, and before by its weights alone
+            torch.testing.assert_close(score(model), before, rtol=1e-6, atol=1e-5)
 
 
 def test_a_reward_head_learns_and_comes_back_from_its_folder(folder, tmp_path):

@@ -8,7 +8,6 @@ import random
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
@@ -22,7 +21,6 @@ from transformers import (
     MistralConfig,
     MistralForCausalLM,
 )
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import tiny
 from prefopt import packing
@@ -30,6 +28,7 @@ from prefopt.objectives import Moment, PolicyObjective, RewardObjective
 from prefopt.packing import attention_for, pack, packs, padded
 from prefopt.precision import set_precision
 from prefopt.scoring import projects_linearly, response_scores, reward_scores
+from tiny import exact
 
 PAIRS = tiny.pairs(9, seed=4)
 PROMPTS, BOTH = PAIRS["prompt_ids"], PAIRS["chosen_ids"] + PAIRS["rejected_ids"]
@@ -43,17 +42,6 @@ SIZES = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 256,
 }
-
-
-def exact(model):
-    """The model in float64, also inside a Llama's norms, which round to float32."""
-    for module in list(model.modules()):
-        for name, norm in module.named_children():
-            if isinstance(norm, LlamaRMSNorm):
-                own = nn.RMSNorm(norm.weight.shape[0], eps=norm.variance_epsilon)
-                own.weight = norm.weight
-                setattr(module, name, own)
-    return model.double().eval()
 
 
 def llama(**settings):
@@ -138,7 +126,7 @@ def test_explicit_attention_is_causal_at_every_length_and_block(length):
     torch.manual_seed(length)
     rough = [torch.randn(2, 3, length, 8).bfloat16().requires_grad_() for _ in range(3)]
     exact = [x.detach().double().requires_grad_() for x in rough]
-    mine = packing._causal(*rough, 8**-0.5, 0.0)
+    mine = packing.causal(*rough, 8**-0.5, 0.0)
     theirs = torch.nn.functional.scaled_dot_product_attention(*exact, is_causal=True)
     torch.testing.assert_close(mine.double(), theirs, rtol=0, atol=0.03)
     slope = torch.randn(2, 3, length, 8)

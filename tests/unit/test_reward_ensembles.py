@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
-from transformers import LlamaConfig, LlamaForSequenceClassification, LlamaModel
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
 import tiny
 from prefopt.artifacts import MANIFEST
@@ -139,7 +140,7 @@ def test_a_tie_is_half_a_disagreement_and_one_member_has_none():
 
 def test_both_responses_of_a_pair_are_scored_in_one_pass_as_each_is_alone():
     model, pairs = tiny.causal_lm().double(), tiny.pairs(9, seed=5)
-    with forwards(LlamaModel) as seen:
+    with reading() as seen:
         together = score_pairs(model, **pairs, batch_size=6)
     for side in ("chosen", "rejected"):
         alone = score_responses(model, pairs["prompt_ids"], pairs[f"{side}_ids"], batch_size=4)
@@ -157,19 +158,19 @@ def test_a_pass_on_a_cpu_has_a_budget_of_tokens():
     )
     model = LlamaForSequenceClassification(config).eval()
     reward_pairs(model, **rows, batch_size=2)
-    with forwards(LlamaModel) as seen:
+    with reading() as seen:
         reward_pairs(model, **rows, batch_size=100)
     assert [tokens for _, tokens in seen] == [1800, 1800, 1200]  # 600 a pair, at most 2048
 
 
 @contextmanager
-def forwards(kind):
-    """(instance, tokens) of every forward pass of that class of module, whoever runs it."""
+def reading():
+    """(table of embeddings, tokens) of every pass over token ids, whichever model reads them and whoever runs it."""
     seen = []
 
-    def hook(module, _args, output):
-        if isinstance(module, kind):
-            seen.append((id(module), output[0].shape[0] * output[0].shape[1]))
+    def hook(module, args, _output):
+        if isinstance(module, nn.Embedding):
+            seen.append((id(module), args[0].numel()))
 
     handle = register_module_forward_hook(hook)
     try:
@@ -342,14 +343,14 @@ def test_one_more_loss_beta_or_seed_runs_no_reference(project):
     assert reference.ref in first.nodes
     tokens = pd.read_parquet(project / "results" / policy.parents["tokens"] / "tokens.parquet")
     for node in new[:3]:
-        with forwards(LlamaModel) as seen:
+        with reading() as seen:
             make(project, second, node)
         assert len({module for module, _ in seen}) == 1  # one model, the policy
         assert sum(count for _, count in seen) == _policy_tokens(tokens, node) + _PROBE_TOKENS
 
 
 _TRAINED = {"pairs", "base", "tokens", "sft", "reference", "samples", "dispersion", "reward", "rewards", "policy"}
-_PROBE_TOKENS = 8  # whether logits are head(body): four tokens, seen by the whole model and by its body
+_PROBE_TOKENS = 2 * 4 + 4 * 5 + 12  # whether logits are head(body), and whether packed rows are those of padded ones
 
 
 def _policy_tokens(tokens, node):

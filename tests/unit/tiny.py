@@ -7,7 +7,9 @@ import random
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
+from torch import nn
 from transformers import PreTrainedTokenizerFast
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from prefopt.models import new_causal_lm
 from prefopt.specs import ScratchModel
@@ -46,3 +48,14 @@ def pairs(count: int, seed: int) -> dict[str, list[list[int]]]:
         "chosen_ids": responses(count, seed + 1),
         "rejected_ids": responses(count, seed + 2),
     }
+
+
+def exact(model):
+    """The model in float64, also inside a Llama's norms, which round to float32."""
+    for module in list(model.modules()):
+        for name, norm in module.named_children():
+            if isinstance(norm, LlamaRMSNorm):
+                own = nn.RMSNorm(norm.weight.shape[0], eps=norm.variance_epsilon)
+                own.weight = norm.weight
+                setattr(module, name, own)
+    return model.double().eval()

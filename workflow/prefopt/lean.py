@@ -20,21 +20,32 @@ def is_plain_llama(model: PreTrainedModel) -> bool:
     if type(model).__name__ != "LlamaForCausalLM":  # spares other models the import
         return False
     from transformers import LlamaForCausalLM
+
+    return type(model) is LlamaForCausalLM and is_plain_body(model.model) and _is_product(model.lm_head)
+
+
+def is_plain_body(body: PreTrainedModel) -> bool:
+    """Whether a body, under whatever head, is a float32 Llama's as above."""
+    if type(body).__name__ != "LlamaModel":
+        return False
+    from transformers import LlamaModel
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
 
-    if type(model) is not LlamaForCausalLM or "forward" in vars(model.model) or model.dtype != torch.float32:
+    if type(body) is not LlamaModel or "forward" in vars(body) or body.dtype != torch.float32:
         return False
-    config = model.config
-    layers = model.model.layers
-    norms = [model.model.norm, *(norm for x in layers for norm in (x.input_layernorm, x.post_attention_layernorm))]
-    linears = [part for x in layers for part in x.modules() if hasattr(part, "in_features")] + [model.lm_head]
+    config, layers = body.config, body.layers
+    norms = [body.norm, *(norm for x in layers for norm in (x.input_layernorm, x.post_attention_layernorm))]
     return (
         config.hidden_act == "silu"
         and config.rope_parameters["rope_type"] in _ROTATIONS
         and all(type(layer) is LlamaDecoderLayer for layer in layers)
         and all(type(norm) is LlamaRMSNorm for norm in norms)
-        and all(is_linear(linear) and linear.bias is None for linear in linears)
+        and all(_is_product(part) for x in layers for part in x.modules() if hasattr(part, "in_features"))
     )
+
+
+def _is_product(linear: nn.Module) -> bool:
+    return is_linear(linear) and linear.bias is None
 
 
 class _Layer(NamedTuple):

@@ -56,6 +56,7 @@ class Packing:
     shapes: list[tuple[int, int]]  # [S, L] of every group
     token: Tensor  # [sum S * L] packed token at each place of the groups, 0 where there is padding
     place: Tensor  # [N] a place of each packed token
+    again: Tensor  # [M - 1, P] the other places of the prompts' tokens, which are packed first, with M responses each
 
 
 def pad(prompt_ids: Ids, response_ids: Ids, device: torch.device) -> Rows:
@@ -101,8 +102,11 @@ def pack(prompt_ids: Ids, response_ids: Ids, device: torch.device, *, multiple: 
     real = token >= 0
     target = ids[size:]
     ids = np.pad(ids, (0, -len(ids) % multiple))
-    place, positions = np.zeros_like(ids), np.zeros_like(ids)
-    place[token[real]] = np.flatnonzero(real)
+    places = np.flatnonzero(real)
+    places = places[np.argsort(token[places], kind="stable")]
+    *again, place = places[: size * repeats].reshape(size, repeats).T
+    place = np.pad(np.concatenate([place, places[size * repeats :]]), (0, -len(place) - len(target) + len(ids)))
+    positions = np.zeros_like(ids)
     positions[token[real]] = np.concatenate([np.tile(np.arange(length), rows) for rows, length in shapes])[real]
     rows = _rows(
         {"input_ids": ids[None], "position_ids": positions[None]},
@@ -113,7 +117,8 @@ def pack(prompt_ids: Ids, response_ids: Ids, device: torch.device, *, multiple: 
         device=device,
     )
     token[~real] = 0
-    rows.inputs["packing"] = Packing(shapes, torch.from_numpy(token).to(device), torch.from_numpy(place).to(device))
+    others = np.array(again, dtype=np.int64).reshape(-1, size)
+    rows.inputs["packing"] = Packing(shapes, *(torch.from_numpy(x).to(device) for x in (token, place, others)))
     return rows
 
 
@@ -247,12 +252,12 @@ def _by_group(heads_of: tuple[Tensor, Tensor, Tensor], packing: Packing, scaling
     heads, outs = query.shape[1], []
     for (rows, length), *parts in zip(packing.shapes, *gathered, strict=True):
         q, k, v = (part.view(rows, length, heads, -1).transpose(1, 2) for part in parts)
-        outs.append(_causal(q, k, v, scaling, dropout).transpose(1, 2).reshape(rows * length, -1))
+        outs.append(causal(q, k, v, scaling, dropout).transpose(1, 2).reshape(rows * length, -1))
     out = F.embedding(packing.place, torch.cat(outs))
     return out.view(1, len(out), heads, -1)
 
 
-def _causal(query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
+def causal(query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float = 0.0) -> Tensor:
     """Causal attention of [S, heads, L, d]; padding stands at the end, where no real token looks."""
     length = query.shape[2]
     half = query.dtype in (torch.bfloat16, torch.float16)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-_LEAST = 1 << 26  # multiplications of a product that takes longer than making its code
+REPEATED = 1 << 21  # multiplications of a product that pays where its size comes again and again
+_LEAST = 1 << 26  # of one that takes longer than making its code
 _MANY, _SMALL_TOTAL = 512, 1 << 22  # rows and elements of a sum that oneDNN cannot add to, but only computes beside it
 _BLOCK = 1 << 20  # elements that stand beside the result on their way into it: 4 MB
 
@@ -39,18 +40,21 @@ def is_linear(module: nn.Module) -> bool:
     return type(module) in (nn.Linear, Linear)
 
 
-def linear(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """values [..., in] @ weight' [out, in] + bias [out], with first gradients; as torch has it for small products."""
-    if not _pays(values, weight, weight.shape[0]) or torch.is_autocast_enabled("cpu"):
+def linear(values: Tensor, weight: Tensor, bias: Tensor | None = None, *, least: int | None = None) -> Tensor:
+    """values [..., in] @ weight' [out, in] + bias [out], with first gradients; as torch has it for small products.
+
+    Those have fewer than ``least`` multiplications: ``REPEATED`` for sizes that come again and again.
+    """
+    if not _pays(values, weight, weight.shape[0], least) or torch.is_autocast_enabled("cpu"):
         return F.linear(values, weight, bias)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (values, weight, bias)):
-        return _Linear.apply(values, weight, bias)
+        return _Linear.apply(values, weight, bias, least)
     return _onednn(values, weight, bias)
 
 
-def product(left: Tensor, right: Tensor) -> Tensor:
-    """left [M, K] @ right [K, N], without gradients."""
-    return _onednn(left, right.t()) if _pays(left, right, right.shape[1]) else left @ right
+def product(left: Tensor, right: Tensor, least: int | None = None) -> Tensor:
+    """left [M, K] @ right [K, N], without gradients; small ones, see ``linear``, as torch has them."""
+    return _onednn(left, right.t()) if _pays(left, right, right.shape[1], least) else left @ right
 
 
 def product_into(out: Tensor, left: Tensor, right: Tensor) -> None:
@@ -65,8 +69,9 @@ def product_into(out: Tensor, left: Tensor, right: Tensor) -> None:
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor | None, least: int | None) -> Tensor:
         ctx.save_for_backward(values, weight)
+        ctx.least = least
         return _onednn(values, weight, bias)
 
     @staticmethod
@@ -76,9 +81,10 @@ class _Linear(torch.autograd.Function):
         rows = grad.flatten(0, -2)
         wanted = ctx.needs_input_grad
         return (
-            product(rows, weight).view_as(values) if wanted[0] else None,
-            _weight_gradient(rows, values.flatten(0, -2)) if wanted[1] else None,
+            product(rows, weight, ctx.least).view_as(values) if wanted[0] else None,
+            _weight_gradient(rows, values.flatten(0, -2), ctx.least) if wanted[1] else None,
             rows.sum(dim=0) if wanted[2] else None,
+            None,
         )
 
 
@@ -90,19 +96,19 @@ def add_weight_gradient(total: Tensor, grad: Tensor, values: Tensor) -> None:
         total += _weight_gradient(grad, values)
 
 
-def _weight_gradient(grad: Tensor, values: Tensor) -> Tensor:
+def _weight_gradient(grad: Tensor, values: Tensor, least: int | None = None) -> Tensor:
     """grad' [out, R] @ values [R, in]; oneDNN is faster where the longer side of the result stands second."""
     out, inner = grad.shape[1], values.shape[1]
-    return product(grad.t(), values) if out <= inner else product(values.t(), grad).t()
+    return product(grad.t(), values, least) if out <= inner else product(values.t(), grad, least).t()
 
 
-def _pays(values: Tensor, other: Tensor, columns: int) -> bool:
+def _pays(values: Tensor, other: Tensor, columns: int, least: int | None = None) -> bool:
     """Whether oneDNN computes this product: plain fp32 matrices on a CPU that are not small."""
     return (
         not torch.compiler.is_compiling()
         and values.dtype == other.dtype == torch.float32
         and values.device.type == other.device.type == "cpu"
-        and values.numel() * columns >= _LEAST
+        and values.numel() * columns >= (_LEAST if least is None else least)
         and type(other) in (Tensor, nn.Parameter)
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled

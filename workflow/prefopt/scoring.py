@@ -82,13 +82,13 @@ def reward_scores(model: PreTrainedModel, prompt_ids: Ids, response_ids: Ids) ->
     """
     head = score_head(model, model.config.num_labels)[1]
     rows = _layout(model, prompt_ids, response_ids)
-    return _project(head, _at(rows.last, _body(model, rows))).squeeze(-1)
+    return _project(head, _states(model, rows, rows.last)).squeeze(-1)
 
 
 def response_states(model: PreTrainedModel, prompt_ids: Ids, response_ids: Ids) -> Tensor:
     """The body's last hidden state at the last token of each response [N, H], in fp32 at least; rows as above."""
     rows = _layout(model, prompt_ids, response_ids)
-    return _at_least_fp32(_at(rows.last, _body(model, rows)))
+    return _at_least_fp32(_states(model, rows, rows.last))
 
 
 def length_batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
@@ -146,10 +146,14 @@ def _layout(model: PreTrainedModel, prompt_ids: Ids, response_ids: Ids) -> Rows:
     return pack(prompt_ids, response_ids, model.device, multiple=multiple)
 
 
-def _body(model: PreTrainedModel, rows: Rows) -> Tensor:
-    """Last hidden states of all tokens, end to end [B * L, H]."""
+def _states(model: PreTrainedModel, rows: Rows, places: Tensor) -> Tensor:
+    """Last hidden states [P, H] at these of all tokens, counted end to end."""
+    from prefopt.lean_body import lean_states, runs_lean
+
+    if runs_lean(model, rows):
+        return lean_states(model, rows, places)
     with attention_for(model, rows):
-        return model.base_model(**rows.inputs, use_cache=False)[0].flatten(0, 1)
+        return _at(places, model.base_model(**rows.inputs, use_cache=False)[0].flatten(0, 1))
 
 
 def _at(places: Tensor, values: Tensor) -> Tensor:
@@ -174,7 +178,7 @@ def _token_values(model: PreTrainedModel, rows: Rows, entropy: bool, chunk: int 
             logits = model(**rows.inputs, use_cache=False).logits.flatten(0, 1)
         return _log_softmax_values(_at_least_fp32(_at(rows.before, logits)), rows.target, entropy)
 
-    hidden = _at(rows.before, _body(model, rows))
+    hidden = _states(model, rows, rows.before)
     head = model.get_output_embeddings()
 
     def values(part: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
