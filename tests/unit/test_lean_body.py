@@ -91,16 +91,17 @@ def test_float32_is_float64_rounded():
 
 
 class Products(TorchDispatchMode):
-    """Rows and columns of what every product of matrices is made from."""
+    """Rows, inner size and columns of every product of matrices."""
 
     def __init__(self):
         super().__init__()
         self.seen = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.overloadpacket in (torch.ops.mkldnn._linear_pointwise, torch.ops.aten.mm, torch.ops.aten.addmm):
-            self.seen.append((*args[0].shape, args[1].shape[0]))
-        return func(*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket in (torch.ops.mkldnn._linear_pointwise, torch.ops.aten.mm):
+            self.seen.append((*args[0].shape, out.shape[1]))
+        return out
 
 
 def test_products_have_few_sizes_and_the_last_layer_goes_on_with_the_wanted_tokens():

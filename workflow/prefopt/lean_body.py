@@ -152,7 +152,7 @@ class _Spread(torch.autograd.Function):
         return spread
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         lay = ctx.lay
         turned = grad.clone()
@@ -192,7 +192,7 @@ class _Normed(torch.autograd.Function):
         return scaled * weight
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         scaled, inverse, weight = ctx.saved_tensors
         both = grad * scaled
@@ -211,7 +211,7 @@ class _Gated(torch.autograd.Function):
         return open_ * up
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         gate, up, open_ = ctx.saved_tensors
         return torch.ops.aten.silu_backward(grad * up, gate), grad * open_
