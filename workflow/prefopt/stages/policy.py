@@ -28,51 +28,60 @@ STEP_ZERO_BAND = {"fp32": 1e-3, "bf16": 1.0}
 """Largest allowed |policy margin - reference margin| before the first step, in nats summed over both responses."""
 
 
-def _signal(build: Build, role: str, table: str, pair_ids: pd.Series, columns: list[str]) -> pd.DataFrame:
-    """Columns of a parent's table for exactly these pairs, in their order."""
-    scores = read_table(build.parent(role) / table, ("pair_id", *columns))
-    return join_one_to_one(pair_ids.to_frame(), scores, str(build.parent(role) / table))
+_SIDES = ("chosen", "rejected")
+
+
+def _same(*names: str) -> dict[str, str]:
+    return {name: name for name in names}
+
+
+# What parents hold as one number per pair: role -> table, and its columns -> fields of PairBatch.
+_NUMBERS: dict[str, tuple[str, dict[str, str]]] = {
+    "reference": ("scores.parquet", {f"{side}_logp": f"ref_{side}_logp" for side in _SIDES}),
+    "second_reference": ("scores.parquet", {f"{side}_logp": f"other_ref_{side}_logp" for side in _SIDES}),
+    "dispersion": ("dispersion.parquet", _same("dispersion_weight", "neg_log_dispersion")),
+    "win_rates": ("win_rates.parquet", _same("chosen_win_rate", "rejected_win_rate")),
+    "advantages": ("advantages.parquet", _same("chosen_advantage", "rejected_advantage")),
+}
 
 
 def collect_signals(build: Build, rows: pd.DataFrame) -> dict[str, Any]:
-    """Per-pair arrays named as the fields of PairBatch, for the parents that the plan wired."""
+    """Per-pair arrays named as the fields of PairBatch, for the parents that the plan wired.
+
+    Raises BadInput where a parent has no row for a pair, or more than one.
+    """
     ids = rows["pair_id"]
     signals: dict[str, np.ndarray] = {}
-    if build.has_parent("reference"):
-        table = _signal(build, "reference", "scores.parquet", ids, ["chosen_logp", "rejected_logp"])
-        signals |= {f"ref_{side}_logp": table[f"{side}_logp"].to_numpy() for side in ("chosen", "rejected")}
-        if read_json(build.parent("reference") / "reference.json").get("tokens"):
-            columns = ["chosen_token_logp", "rejected_token_logp"]
-            table = _signal(build, "reference", "scores.parquet", ids, columns)
-            signals |= {f"ref_{name}": table[name].to_numpy() for name in columns}
-    if build.has_parent("second_reference"):
-        table = _signal(build, "second_reference", "scores.parquet", ids, ["chosen_logp", "rejected_logp"])
-        signals |= {f"other_ref_{side}_logp": table[f"{side}_logp"].to_numpy() for side in ("chosen", "rejected")}
-    if build.has_parent("dispersion"):
-        columns = ["dispersion_weight", "neg_log_dispersion"]
-        table = _signal(build, "dispersion", "dispersion.parquet", ids, columns)
-        signals |= {name: table[name].to_numpy() for name in columns}
+    for role, (table, fields) in _NUMBERS.items():
+        if build.has_parent(role):
+            found = _columns(build, role, table, ids, list(fields))
+            signals |= {field: found[column].to_numpy() for column, field in fields.items()}
+    if build.has_parent("reference") and read_json(build.parent("reference") / "reference.json").get("tokens"):
+        found = _columns(build, "reference", "scores.parquet", ids, [f"{side}_token_logp" for side in _SIDES])
+        signals |= {f"ref_{side}_token_logp": found[f"{side}_token_logp"].to_numpy() for side in _SIDES}
     if build.has_parent("rewards"):
-        columns = ["chosen_reward", "rejected_reward"]
-        table = _signal(build, "rewards", "scores.parquet", ids, columns)
-        signals |= {name: np.stack(table[name].to_list()) for name in columns}
-    if build.has_parent("win_rates"):
-        columns = ["chosen_win_rate", "rejected_win_rate"]
-        table = _signal(build, "win_rates", "win_rates.parquet", ids, columns)
-        signals |= {name: table[name].to_numpy() for name in columns}
+        signals |= _lists(build, "rewards", "scores.parquet", ids, ["chosen_reward", "rejected_reward"])
     if build.has_parent("auxiliary"):
-        table = _signal(build, "auxiliary", "scores.parquet", ids, ["chosen_reward"])
-        signals["auxiliary_reward"] = np.stack(table["chosen_reward"].to_list()).mean(axis=1)
+        members = _lists(build, "auxiliary", "scores.parquet", ids, ["chosen_reward"])
+        signals["auxiliary_reward"] = members["chosen_reward"].mean(axis=1)
     if build.has_parent("responsibilities"):
-        table = _signal(build, "responsibilities", "weights.parquet", ids, ["agreeing", "opposing"])
-        signals |= {name: np.stack(table[name].to_list())[:, build.node.spec["type"]] for name in table.columns[1:]}
-    if build.has_parent("advantages"):
-        columns = ["chosen_advantage", "rejected_advantage"]
-        table = _signal(build, "advantages", "advantages.parquet", ids, columns)
-        signals |= {name: table[name].to_numpy() for name in columns}
+        types = _lists(build, "responsibilities", "weights.parquet", ids, ["agreeing", "opposing"])
+        signals |= {name: values[:, build.node.spec["type"]] for name, values in types.items()}
     if build.has_parent("pairs"):
         signals["vote_share"] = vote_shares(build.parent("pairs"), ids)
     return signals
+
+
+def _columns(build: Build, role: str, table: str, pair_ids: pd.Series, columns: list[str]) -> pd.DataFrame:
+    """Columns of a parent's table for exactly these pairs, in their order."""
+    path = build.parent(role) / table
+    return join_one_to_one(pair_ids.to_frame(), read_table(path, ("pair_id", *columns)), str(path))
+
+
+def _lists(build: Build, role: str, table: str, pair_ids: pd.Series, columns: list[str]) -> dict[str, np.ndarray]:
+    """Columns of lists as arrays, a row per pair [N, K]."""
+    found = _columns(build, role, table, pair_ids, columns)
+    return {name: np.stack(found[name].to_list()) for name in columns}
 
 
 def _regulariser(build: Build) -> ReferenceSamples | None:

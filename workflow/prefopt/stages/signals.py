@@ -187,24 +187,34 @@ def _of_pairs(pairs: pd.DataFrame, path: Path, columns: list[str]) -> pd.DataFra
     return join_one_to_one(pairs[["pair_id"]], read_table(path)[["pair_id", *columns]], str(path))
 
 
+def _estimate(build: Build, spec: DispersionSpec, pairs: pd.DataFrame) -> np.ndarray:
+    """The declared estimate of every pair, before its calibration [N]."""
+    if spec.estimator == "truth":
+        return _true_dispersion(build, pairs)
+    if spec.estimator == "vote_entropy":
+        return _vote_entropy(build, pairs)
+    if spec.estimator == "human_votes":
+        return _human_votes(build, pairs)
+    if spec.estimator == "rating_spread":
+        return _rating_spread(build, pairs)
+    return _token_entropy(build, spec, pairs)
+
+
+def _rating_spread(build: Build, pairs: pd.DataFrame) -> np.ndarray:
+    from prefopt import dispersion
+
+    path = build.parent("ratings") / "scores.parquet"
+    spread = _of_pairs(pairs, path, ["chosen_spread", "rejected_spread"])
+    return dispersion.rating_spread(spread["chosen_spread"], spread["rejected_spread"])
+
+
 def estimate_dispersion(build: Build, options: RunOptions) -> None:
     """Write dispersion.parquet; phi_star comes from the train split once and is recorded (arXiv 2405.14953, eq. 17)."""
     from prefopt import dispersion
 
     spec = DispersionSpec.model_validate(dict(build.node.spec))
     table = read_table(build.parent("tokens") / "tokens.parquet")[["pair_id", "prompt_id", "split"]]
-    if spec.estimator == "truth":
-        entropy = _true_dispersion(build, table)
-    elif spec.estimator == "vote_entropy":
-        entropy = _vote_entropy(build, table)
-    elif spec.estimator == "human_votes":
-        entropy = _human_votes(build, table)
-    elif spec.estimator == "rating_spread":
-        path = build.parent("ratings") / "scores.parquet"
-        spread = _of_pairs(table, path, ["chosen_spread", "rejected_spread"])
-        entropy = dispersion.rating_spread(spread["chosen_spread"], spread["rejected_spread"])
-    else:
-        entropy = _token_entropy(build, spec, table)
+    entropy = _estimate(build, spec, table)
     train = (table["split"] == "train").to_numpy()
     phi_star = dispersion.phi_star(entropy[train])
     weight = dispersion.dispersion_weight(entropy, phi_star)

@@ -146,45 +146,59 @@ def _rankings(votes: Votes) -> dict[str, Any] | None:
 
 
 def _text(result: dict[str, Any]) -> str:
-    from prefopt.annotators.estimates import ESTIMATES, interval_text
+    lines = [*_agreement_lines(result["agreement"]), *_annotator_lines(result["annotators"])]
+    if result["systems"]:
+        lines += _system_lines(result["systems"])
+    if ranked := result["rankings"]:
+        spread = ", ".join(f"{name} {value:.3f}" for name, value in ranked["phi"].items())
+        lines += ["", f"rankings: {ranked['prompts']} prompts, Mallows phi: mean {ranked['mean_phi']:.3f}, {spread}"]
+    if result.get("model"):
+        lines += _model_lines(result["model"])
+    return "\n".join(lines)
 
-    found = result["agreement"]
-    pairwise = {
-        name: found[name] | {"mean": found[name]["agreement"]} for name in ("pairwise", "pairwise_without_ties")
-    }
+
+def _agreement_lines(found: dict[str, Any]) -> list[str]:
+    from prefopt.annotators.estimates import interval_text
+
     unanimous = found["unanimous"]
-    lines = [
+    both, without_ties = (
+        interval_text(found[name] | {"mean": found[name]["agreement"]})
+        for name in ("pairwise", "pairwise_without_ties")
+    )
+    return [
         f"pairs                 {found['items']}, with two votes or more {found['items_with_several_votes']}",
         f"votes                 {found['votes']}, ties {found['ties']:.3f}, level pairs {found['level_items']}",
         f"unanimous             {interval_text(unanimous and unanimous | {'mean': unanimous['share']})}",
-        f"two annotators agree  {interval_text(pairwise['pairwise'])}",
-        f"  without ties        {interval_text(pairwise['pairwise_without_ties'])}",
+        f"two annotators agree  {both}",
+        f"  without ties        {without_ties}",
         f"Krippendorff's alpha  {'–' if found['alpha'] is None else format(found['alpha'], '.3f')}",
     ]
-    people = result["annotators"]
-    lines += ["", f"annotators: {people['count']}"]
+
+
+def _annotator_lines(people: dict[str, Any]) -> list[str]:
+    lines = ["", f"annotators: {people['count']}"]
     if "by_quality" in people:
         listed = people["by_quality"]
         lines[-1] += ", probability of the true vote after Dawid and Skene"
         lines += [f"  {row['annotator'][:40]:40} {row['quality']:.3f}  {row['votes']} votes" for row in listed[:_SHOWN]]
         if len(listed) > _SHOWN:
             lines.append(f"  and {len(listed) - _SHOWN} more, see --json")
-    if systems := result["systems"]:
-        lines += [
-            "",
-            "systems"
-            + (f": {systems['note']}" if "note" in systems else f", {systems['method']}, nu {systems['nu']:.3f}"),
-        ]
-        shown = systems.get("strengths", [])[:_SHOWN]
-        lines += [f"  {row['system'][:40]:40} {row['strength']:+.3f}  se {row['error']:.3f}" for row in shown]
-    if ranked := result["rankings"]:
-        spread = ", ".join(f"{name} {value:.3f}" for name, value in ranked["phi"].items())
-        lines += ["", f"rankings: {ranked['prompts']} prompts, Mallows phi: mean {ranked['mean_phi']:.3f}, {spread}"]
-    if model := result.get("model"):
-        lines += ["", f"model against people, {model['pairs']} pairs of {model['prompts']} prompts, 95 % over prompts"]
-        lines.append(f"  {'estimate':24} {'Spearman':24} {'at equal length':24} AUROC of split pairs")
-        for name, one in model["estimates"].items():
-            three = [interval_text(one["vote_entropy"].get(kind)) for kind in ("spearman", "partial")]
-            lines.append(f"  {ESTIMATES[name]:24} {three[0]:24} {three[1]:24} {interval_text(one['auroc'])}")
-        lines += [f"  left out: {count} {why}" for why, count in model["left_out"].items()]
-    return "\n".join(lines)
+    return lines
+
+
+def _system_lines(systems: dict[str, Any]) -> list[str]:
+    how = f": {systems['note']}" if "note" in systems else f", {systems['method']}, nu {systems['nu']:.3f}"
+    shown = systems.get("strengths", [])[:_SHOWN]
+    rows = [f"  {row['system'][:40]:40} {row['strength']:+.3f}  se {row['error']:.3f}" for row in shown]
+    return ["", f"systems{how}", *rows]
+
+
+def _model_lines(model: dict[str, Any]) -> list[str]:
+    from prefopt.annotators.estimates import ESTIMATES, interval_text
+
+    lines = ["", f"model against people, {model['pairs']} pairs of {model['prompts']} prompts, 95 % over prompts"]
+    lines.append(f"  {'estimate':24} {'Spearman':24} {'at equal length':24} AUROC of split pairs")
+    for name, one in model["estimates"].items():
+        three = [interval_text(one["vote_entropy"].get(kind)) for kind in ("spearman", "partial")]
+        lines.append(f"  {ESTIMATES[name]:24} {three[0]:24} {three[1]:24} {interval_text(one['auroc'])}")
+    return [*lines, *(f"  left out: {count} {why}" for why, count in model["left_out"].items())]
