@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from installed import packages_of
+from marks import long
 from small_project import ROOT, Project, item
 
 KUBECTL = """#!{python}
@@ -102,10 +103,7 @@ def test_without_an_image_the_kubernetes_profile_says_what_to_set(tmp_path):
     assert "set PREFOPT_IMAGE" in run.stderr
 
 
-@pytest.mark.skipif(
-    not os.environ.get("PREFOPT_LONG_TESTS"),
-    reason="half a minute of processor time: PREFOPT_LONG_TESTS=1 runs it",
-)
+@long("half a minute of processor time")
 def test_job_scripts_run_nothing_that_a_users_names_say(project, installed, tmp_path):
     """Files, title and note are commands; the folder has a space; the scripts are run as a cluster would."""
     names = ["$(touch pwned);touch pwned.jsonl", "a'b.jsonl", 'c"d.jsonl', "e\ntouch pwned\n.jsonl", "-n.jsonl"]

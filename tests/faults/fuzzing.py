@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import os
 import re
 import time
 from collections import Counter
@@ -15,9 +14,9 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from marks import LONG
 from prefopt.errors import BadInput, one_line
 
-LONG = bool(os.environ.get("PREFOPT_LONG_TESTS"))
 SHORT_SHARE = 100  # of a property's inputs, one in so many is tried by default
 SLOWEST = timedelta(seconds=20)  # of one input; most take milliseconds, and this machine may be busy
 PLANNED: dict[str, int] = {}  # property -> inputs with PREFOPT_LONG_TESTS=1

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from killing import Everything, Hurt, ended
 
+from marks import long
 from prefopt.artifacts import MANIFEST
 from prefopt.builds import BUILDING, SCRATCH
 from prefopt.contexts import is_locked, locked
@@ -22,10 +23,6 @@ from prefopt.files import read_json
 from prefopt.verification import verify_artifact
 from small_project import ROOT, Project
 
-LONG = pytest.mark.skipif(
-    not os.environ.get("PREFOPT_LONG_TESTS"),
-    reason="twenty seconds of processor time: PREFOPT_LONG_TESTS=1 runs it",
-)
 AT_MANIFEST = ("open", f".{MANIFEST}.part")
 ANSWERS = ("generations", "judgements", "metrics")
 
@@ -149,7 +146,7 @@ def check_answers(everything: Everything, results: Path) -> None:
     assert not [path for path in (results / SCRATCH).rglob("*") if path.is_file()]
 
 
-@LONG
+@long("twenty seconds of processor time")
 def test_a_second_run_is_refused_and_a_killed_one_goes_on(everything, tmp_path):
     checkout = Checkout.of(everything, tmp_path / "checkout")
     project = replace(everything, folder=checkout.folder)
@@ -175,7 +172,7 @@ def test_a_second_run_is_refused_and_a_killed_one_goes_on(everything, tmp_path):
     assert not list((checkout.folder / ".snakemake").glob("locks/*"))
 
 
-@LONG
+@long("twenty seconds of processor time")
 def test_two_checkouts_share_a_results_folder(everything, tmp_path):
     """Both want the same answers at the same time: one makes them, the other waits and finds them."""
     checkouts = [Checkout.of(everything, tmp_path / name) for name in ("one", "two")]
@@ -192,7 +189,7 @@ def test_two_checkouts_share_a_results_folder(everything, tmp_path):
     check_answers(everything, shared)
 
 
-@LONG
+@long("twenty seconds of processor time")
 def test_a_job_without_memory_is_tried_again_by_its_rule(everything, tmp_path):
     """A machine on which 32 rows find no memory: the rule's second attempt takes 16, from the state that was kept."""
     checkout = Checkout.of(everything, tmp_path / "checkout")

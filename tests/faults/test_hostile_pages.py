@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +10,14 @@ import pytest
 
 import finished_results
 from browser import CHROMIUM, chromium
+from marks import long
 from prefopt.cli import main
 from prefopt.report import collect_report
 from prefopt.report_page import render_report
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs chromium on this machine (Debian: chromium)"),
-    pytest.mark.skipif(
-        not os.environ.get("PREFOPT_LONG_TESTS"),
-        reason="ten seconds of processor time: PREFOPT_LONG_TESTS=1 runs it",
-    ),
+    long("ten seconds of processor time"),
 ]
 
 PAYLOADS = (

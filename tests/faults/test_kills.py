@@ -6,18 +6,17 @@ the time that the job takes. A few points a stage by default, all with PREFOPT_L
 
 from __future__ import annotations
 
-import os
 import signal
 
 import pytest
 import yaml
 from killing import VERBS, drawn, killed_after, killed_at_write
 
+from marks import LONG
 from prefopt.costs import WORK
 from prefopt.plan import STAGE_VERSIONS
 from small_project import ROOT
 
-LONG = bool(os.environ.get("PREFOPT_LONG_TESTS"))
 POINTS = 24 if LONG else 2
 HEEDING = ("policy", "reference", "trials")  # SIGTERM does more than to end them: training, scoring, both
 SIGNALS = (signal.SIGKILL, signal.SIGTERM)

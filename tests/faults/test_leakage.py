@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -14,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from marks import LONG
 from prefopt.annotators.held_out import Margins, measured, selected_beta
 from prefopt.artifacts import Node
 from prefopt.builds import building
@@ -33,7 +33,6 @@ from test_trial import DPO, SAMPLING, TRAIN
 
 CONFIG = ROOT / "config"
 DATA = ROOT.parent / "shared" / "data"
-LONG = bool(os.environ.get("PREFOPT_LONG_TESTS"))
 
 
 # --- every item of the configuration --------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import yaml
 import finished_results
 from judge_results import waiting_judgement
 from judge_server import JudgeServer, serving
+from marks import long
 from prefopt.cli import main
 from prefopt.config import load_item
 from prefopt.errors import BadInput
@@ -32,10 +32,6 @@ SECRETS = {
     "MLFLOW_TRACKING_PASSWORD": "planted-mlflow-pass",
 }
 URI_PASSWORD = "planted-uri-pass"
-long = pytest.mark.skipif(
-    not os.environ.get("PREFOPT_LONG_TESTS"),
-    reason="half a minute of processor time or more: PREFOPT_LONG_TESTS=1 runs it",
-)
 
 
 @pytest.fixture
@@ -165,7 +161,7 @@ def test_a_tracking_server_that_is_not_there_is_named_without_its_password(tmp_p
     assert "http://***@127.0.0.1:9" in (tmp_path / "published.json").read_text()
 
 
-@long
+@long("half a minute of processor time or more")
 def test_a_whole_run_leaves_no_secret(finished, tmp_path, planted):
     """Every byte of results, specs, logs, Snakemake's own files, store and report, and all that was printed."""
     project = finished.copy(tmp_path / "project")

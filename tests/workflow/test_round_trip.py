@@ -12,15 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from marks import long
 from prefopt.files import read_json
 from prefopt.trace import Tracer
 from s3_server import s3_server, s3_tools
 from small_project import ROOT, Project, item
 
-long = pytest.mark.skipif(
-    not os.environ.get("PREFOPT_LONG_TESTS"),
-    reason="half a minute of processor time or more: PREFOPT_LONG_TESTS=1 runs it",
-)
 REMADE = {"win_rate": 1, "paper_item": 1, "publish": 1, "report": 1}
 BRANCH = {"train_policy": 1, "generate": 1, "judge": 1, **REMADE}
 
@@ -136,7 +133,7 @@ def test_the_same_through_an_s3_bucket(pushed, tmp_path):
     assert "artifacts are what their manifests say" in clone.prefopt("verify", check=True).stdout
 
 
-@long
+@long("half a minute of processor time or more")
 @pytest.mark.slow
 def test_a_changed_beta_runs_its_branch_and_both_versions_can_be_compared(pulled):
     before = pulled.run("git", "rev-parse", "HEAD").strip()
@@ -185,7 +182,7 @@ def test_a_damaged_artifact_is_named_and_its_branch_asked_for_again(pulled):
     assert pulled.planned_jobs() == REMADE
 
 
-@long
+@long("half a minute of processor time or more")
 @pytest.mark.slow
 def test_a_damaged_artifact_made_again_has_its_bytes_again(pulled):
     path, sound = edited_by_hand(pulled)
