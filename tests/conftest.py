@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from once import made_once
 from small_project import Project, new_project
+from warm_server import warm_server
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
+
+
+def pytest_configure(config) -> None:
+    """The processes that xdist starts find the server of the process that starts them."""
+    if not hasattr(config, "workerinput"):
+        server = warm_server()
+        server.__enter__()
+        config.add_cleanup(lambda: server.__exit__(None, None, None))
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +52,10 @@ def project(tmp_path) -> Project:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Project:
     """A project in which everything has been run once; tests must not change it."""
-    project = new_project(tmp_path_factory.mktemp("finished") / "project")
-    project.snakemake(warm=True, check=True)
-    return project
+
+    def make(folder: Path) -> None:
+        new_project(folder).snakemake(check=True)
+
+    made = made_once(tmp_path_factory, "finished", make)
+    own = tmp_path_factory.mktemp("finished") / "project"
+    return Project(shutil.copytree(made, own))

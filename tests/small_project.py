@@ -14,6 +14,9 @@ from pathlib import Path
 
 import yaml
 
+import forked_commands
+from warm_server import beside_server
+
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = {"steps": 4, "batch_size": 8, "learning_rate": 1e-3}
 THINGS = ["river", "forest", "market", "harbour", "garden", "kitchen", "library", "station", "mountain", "village"]
@@ -80,6 +83,12 @@ def item(**changes) -> dict:
     return content
 
 
+def snakemake_words(*words: object, executor: str = "local") -> list[str]:
+    """What follows ``python -m``: this checkout's rules by the profile for one machine, or another."""
+    profile = ROOT / "workflow" / "profiles" / executor
+    return ["snakemake", "-s", str(ROOT / "Snakefile"), "--workflow-profile", str(profile), *map(str, words)]
+
+
 @dataclass(frozen=True)
 class Project:
     """A folder with configuration, data and results, and the commands a user would type in it."""
@@ -95,23 +104,26 @@ class Project:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MLFLOW_TRACKING_URI": ""}
 
-    def prefopt(self, *words: object, check: bool = False) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "prefopt", *map(str, words)]
-        return self._run(command, check)
+    def prefopt(self, *words: object, cold: bool = False, check: bool = False) -> subprocess.CompletedProcess[str]:
+        return self._run(["prefopt", *map(str, words)], cold, check)
 
-    def snakemake(self, *words: object, warm: bool = False, check: bool = False) -> subprocess.CompletedProcess[str]:
-        python = [sys.executable, "-m"]
-        profile = ROOT / "workflow" / "profiles" / "local"
-        command = [*python, "snakemake", "-s", str(ROOT / "Snakefile"), "--workflow-profile", str(profile)]
-        command = [*command, *map(str, words)]
-        return self._run([*python, "prefopt", "launch", "--", *command] if warm else command, check)
+    def snakemake(self, *words: object, cold: bool = False, check: bool = False) -> subprocess.CompletedProcess[str]:
+        """Beside the server of all tests, or with jobs that import for themselves."""
+        return self._run(snakemake_words(*words), cold, check)
 
-    def _run(self, command: list[str], check: bool) -> subprocess.CompletedProcess[str]:
-        run = subprocess.run(
-            command, cwd=self.folder, env=self.environment(), capture_output=True, text=True, check=False
-        )
+    def launch(self, *words: object, check: bool = False) -> subprocess.CompletedProcess[str]:
+        """As ``make reproduce`` runs it: with a server of its own."""
+        return self.prefopt("launch", "--", sys.executable, "-m", *snakemake_words(*words), cold=True, check=check)
+
+    def _run(self, words: list[str], cold: bool, check: bool) -> subprocess.CompletedProcess[str]:
+        """``python -m WORDS``; cold: nothing of it and of its jobs has been imported before."""
+        if cold:
+            python = {"cwd": self.folder, "env": self.environment(), "capture_output": True, "text": True}
+            run = subprocess.run([sys.executable, "-m", *words], **python, check=False)
+        else:
+            run = forked_commands.run(words, self.folder, self.environment() | beside_server())
         if check and run.returncode:
-            raise AssertionError(f"{' '.join(command)}\nexit {run.returncode}\n{run.stdout}\n{run.stderr}")
+            raise AssertionError(f"{' '.join(words)}\nexit {run.returncode}\n{run.stdout}\n{run.stderr}")
         return run
 
     def planned_jobs(self) -> dict[str, int]:

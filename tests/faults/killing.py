@@ -24,9 +24,10 @@ from typing import Any
 import pytest
 from every_stage import declare, planned
 
+from once import made_once
 from prefopt.artifacts import MANIFEST, Node
 from prefopt.builds import BUILDING, SCRATCH
-from prefopt.contexts import is_locked, locked
+from prefopt.contexts import is_locked
 from prefopt.files import read_json
 from prefopt.stages import STAGES
 from prefopt.verification import verify_artifact
@@ -248,22 +249,21 @@ def drawn(stage: str, seed: int) -> random.Random:
 def everything(tmp_path_factory) -> Everything:
     """Every stage made once without a fault; with several test processes by one of them, the others copy it."""
     environment()
-    several = os.environ.get("PYTEST_XDIST_WORKER")
-    base = tmp_path_factory.getbasetemp()
-    shared = (base.parent if several else base) / "every-stage"
-    with locked(shared.with_suffix(".lock")), pytest.MonkeyPatch.context() as patch:
-        measured = shared / "measured.json"
-        if not measured.is_file():
+
+    def make(shared: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
             project = _planned(shared / "project", patch)
-            project.make_all()
-            shutil.copytree(project.results, shared / "undisturbed")
-            measured.write_text(json.dumps([project.seconds, project.writes]))
+        project.make_all()
+        shutil.copytree(project.results, shared / "undisturbed")
+        (shared / "measured.json").write_text(json.dumps([project.seconds, project.writes]))
+
+    shared = made_once(tmp_path_factory, "every-stage", make)
     folder = tmp_path_factory.mktemp("faults") / "project"
     shutil.copytree(shared / "project", folder)
     with pytest.MonkeyPatch.context() as patch:
         project = _planned(folder, patch)
     project.undisturbed = shared / "undisturbed"
-    project.seconds, project.writes = json.loads(measured.read_text())
+    project.seconds, project.writes = json.loads((shared / "measured.json").read_text())
     return project
 
 

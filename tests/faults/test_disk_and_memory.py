@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,8 @@ import pytest
 from killing import VERBS, Everything, Hurt, drawn
 from safetensors.numpy import load_file
 
+import forked_commands
+from marks import LONG
 from prefopt import storage
 from prefopt.artifacts import MANIFEST, Node
 from prefopt.builds import building
@@ -23,7 +24,6 @@ from prefopt.costs import WORK
 from prefopt.errors import TryAgain
 from prefopt.files import read_json, read_lines
 
-LONG = bool(os.environ.get("PREFOPT_LONG_TESTS"))
 PAGE = 4096  # what a tmpfs gives a file at least
 # One for each way in which files are written: Arrow, safetensors and checkpoints, Rust tokenizers, texts.
 SOME = ("pairs", "policy", "base", "metrics")
@@ -126,8 +126,8 @@ def test_the_workflow_tells_of_a_read_only_results_folder(on_tmpfs):
     subprocess.run(["mount", "-o", "remount,ro", str(on_tmpfs.results)], check=True)
     root = Path(__file__).resolve().parents[2]
     try:
-        words = [sys.executable, "-m", "snakemake", "-n", "-s", str(root / "Snakefile"), "--cores", "1"]
-        run = subprocess.run(words, cwd=on_tmpfs.folder, capture_output=True, text=True, check=False)
+        words = ["snakemake", "-n", "-s", str(root / "Snakefile"), "--cores", "1"]
+        run = forked_commands.run(words, on_tmpfs.folder, os.environ)
     finally:
         subprocess.run(["mount", "-o", "remount,rw", str(on_tmpfs.results)], check=True)
         spec.write_text(text)

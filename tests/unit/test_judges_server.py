@@ -29,6 +29,7 @@ from prefopt.judges.pairwise import PairwiseJudge, Prices
 from prefopt.judges.server import ServerJudge
 from prefopt.judges.templates import TEMPLATES, Question
 from prefopt.specs import PricesSpec, ServerJudgeSpec
+from warm_server import beside_server
 
 LABELS = ["m", "M"]
 HERE = Path(__file__).resolve().parent
@@ -257,9 +258,10 @@ def declared(server: JudgeServer, **settings) -> ServerJudgeSpec:
     return ServerJudgeSpec(kind="server", **where, **settings)
 
 
-def judge_command(spec: Path) -> subprocess.Popen:
+def judge_command(spec: Path, cold: bool = False) -> subprocess.Popen:
     command = [sys.executable, "-m", "prefopt", "judge", "--spec", str(spec), "--device", "cpu"]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PREFOPT_")}
+    environment |= {"OMP_NUM_THREADS": "1"} | ({} if cold else beside_server())
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
@@ -267,7 +269,7 @@ def test_a_killed_judge_goes_on_without_asking_for_what_it_has(tmp_path):
     count, concurrency = 40, 4
     with serving(JudgeServer(seconds=0.05)) as server:
         spec = waiting_judgement(tmp_path, count, declared(server))
-        process = judge_command(spec)
+        process = judge_command(spec, cold=True)
         while sum(server.answered.values()) < count // 2 and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
@@ -303,7 +305,7 @@ def test_a_judge_that_is_told_to_stop_keeps_what_is_on_its_way(tmp_path):
     count = 30
     with serving(JudgeServer(seconds=0.1)) as server:
         spec = waiting_judgement(tmp_path, count, declared(server))
-        process = judge_command(spec)
+        process = judge_command(spec, cold=True)
         while sum(server.answered.values()) < count // 2 and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
@@ -345,7 +347,7 @@ def test_unusable_answers_stop_the_stage_above_the_declared_share(tmp_path):
     metrics = Node("metrics", 1, "arm", {}, {"judgements": f"judgements/{spec.stem}"})
     path = tmp_path / "again" / "specs" / f"{metrics.ref}.json"
     write_json(path, metrics.to_json())
-    subprocess.run([sys.executable, "-m", "prefopt", "win-rate", "--spec", path], check=True)
+    assert main(["win-rate", "--spec", str(path)]) == 0
     found = read_json(tmp_path / "again" / metrics.ref / "metrics.json")
     assert (found["n_total"], found["n_missing"]) == (4, 1)
     assert "reward_advantage" not in found

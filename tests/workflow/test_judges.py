@@ -16,7 +16,8 @@ import yaml
 
 from judge_models import folder_of, judge_tokenizer, torn
 from judge_server import JudgeServer, serving
-from small_project import ROOT, Project, item
+from small_project import Project, item, snakemake_words
+from warm_server import beside_server
 
 KEY = "sk-planted-1f5b"
 CONCURRENCY = 2
@@ -46,14 +47,11 @@ def declare_judged(project: Project, base_url: str) -> None:
 
 
 def started(project: Project) -> subprocess.Popen:
-    """The workflow, as ``make reproduce`` starts it, in a session of its own."""
-    profile = ROOT / "workflow" / "profiles" / "local"
-    words = ["snakemake", "-s", ROOT / "Snakefile", "--workflow-profile", profile]
-    command = [sys.executable, "-m", "prefopt", "launch", "--", sys.executable, "-m", *map(str, words)]
+    """The workflow in a session of its own."""
     return subprocess.Popen(
-        command,
+        [sys.executable, "-m", *snakemake_words()],
         cwd=project.folder,
-        env=project.environment(),
+        env=project.environment() | beside_server(),
         start_new_session=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -81,7 +79,7 @@ def judged(finished, tmp_path_factory):
         run.wait()
         time.sleep(0.5)  # replies that were on their way
         server.before_kill = server.answered.copy()
-        project.snakemake(warm=True, check=True)
+        project.launch(check=True)
         yield project, server
 
 

@@ -48,7 +48,7 @@ def evaluated(finished, tmp_path_factory) -> Project:
     expected = {"prepare_prompts": 2, "generate": 2, "judge": 2, "win_rate": 2}
     assert jobs == expected | {"paper_item": 1, "publish": 1, "report": 1}, "nothing is trained again"
     (paper,) = made(clone, "papers/own", '"outputs"')
-    clone.snakemake(f"results/papers/own/{paper.name}/manifest.json", warm=True, check=True)
+    clone.snakemake(f"results/papers/own/{paper.name}/manifest.json", check=True)
     return clone
 
 

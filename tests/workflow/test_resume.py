@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from small_project import TRAIN, Project, item
+from warm_server import beside_server
 
 LONG = {**TRAIN, "steps": 60}
 
@@ -41,11 +42,13 @@ def sft_spec(project: Project) -> Path:
     return found
 
 
-def stopped_after_a_checkpoint(project: Project, number: signal.Signals) -> int:
+def stopped_after_a_checkpoint(project: Project, number: signal.Signals, environment: dict[str, str]) -> int:
     """Start the training, send it a signal once it has saved a checkpoint; its exit code."""
     spec = sft_spec(project)
     command = [sys.executable, "-m", "prefopt", "train-sft", "--spec", str(spec), "--checkpoint-steps", "5"]
-    job = subprocess.Popen(command, cwd=project.folder, env=project.environment(), stderr=subprocess.DEVNULL)
+    job = subprocess.Popen(
+        command, cwd=project.folder, env=project.environment() | environment, stderr=subprocess.DEVNULL
+    )
     scratch = project.folder / "results" / ".scratch" / "sft" / spec.stem / "checkpoints"
     deadline = time.monotonic() + 120
     while not (scratch.is_dir() and any(scratch.iterdir())):
@@ -56,13 +59,16 @@ def stopped_after_a_checkpoint(project: Project, number: signal.Signals) -> int:
     return job.wait()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 75)])
-def test_a_stopped_training_resumes_to_the_same_weights(long_sft, tmp_path, number, code):
+@pytest.mark.parametrize(
+    ("number", "code", "warm"), [(signal.SIGKILL, -signal.SIGKILL, True), (signal.SIGTERM, 75, False)]
+)
+def test_a_stopped_training_resumes_to_the_same_weights(long_sft, tmp_path, number, code, warm):
+    """A warm job is stopped by its command, behind which the fork ends; a cold one by itself."""
     clone = long_sft.copy(tmp_path / "clone")
     artifact = clone.folder / "results" / "sft" / sft_spec(clone).stem
     undisturbed = outputs(artifact)
     shutil.rmtree(artifact)
-    assert stopped_after_a_checkpoint(clone, number) == code
+    assert stopped_after_a_checkpoint(clone, number, beside_server() if warm else {}) == code
     assert not artifact.exists()
     run = clone.prefopt("train-sft", "--spec", sft_spec(clone), "--checkpoint-steps", 5, check=True)
     assert outputs(artifact) == undisturbed, run.stderr
@@ -75,6 +81,7 @@ def test_micro_batch_does_not_change_what_is_learned(finished, tmp_path):
     clone = finished.copy(tmp_path / "clone")
     artifact = clone.artifact("policy", "dpo")
     before = [json.loads(line) for line in (artifact / "metrics.jsonl").open()]
+    shutil.rmtree(artifact)
     clone.prefopt("train-policy", "--spec", clone.spec("policy", "dpo"), "--micro-batch", 3, check=True)
     after = [json.loads(line) for line in (artifact / "metrics.jsonl").open()]
     for one, other in zip(before, after, strict=True):
@@ -84,12 +91,14 @@ def test_micro_batch_does_not_change_what_is_learned(finished, tmp_path):
 
 @pytest.mark.parametrize(
     ("verb", "stage", "name"),
-    [("train-policy", "policy", "e-dpo"), ("generate", "generations", "dpo"), ("train-reward", "reward", "train")],
+    [("train-policy", "policy", "e-dpo"), ("train-reward", "reward", "train")],
 )
 def test_a_cold_job_gives_the_bytes_of_a_warm_one(finished, tmp_path, verb, stage, name):
+    """The same of ``generate``: test_threads.py."""
     clone = finished.copy(tmp_path / "clone")
     warm = outputs(clone.artifact(stage, name))
-    clone.prefopt(verb, "--spec", clone.spec(stage, name), check=True)
+    shutil.rmtree(clone.artifact(stage, name))
+    clone.prefopt(verb, "--spec", clone.spec(stage, name), cold=True, check=True)
     assert outputs(clone.artifact(stage, name)) == warm
 
 
@@ -107,9 +116,16 @@ def test_a_warm_job_dies_with_the_process_that_asked_for_it(finished, tmp_path):
         ls -t --full-time {curve} > first; sleep 1; ls -t --full-time {curve} > second
         cmp first second
     """
-    run = clone.prefopt("launch", "--", "bash", "-c", script)
+    run = beside(clone, script)
     assert run.returncode == 0, run.stdout + run.stderr
     assert not (clone.folder / "results" / "sft" / spec.stem).exists()
+
+
+def beside(project: Project, script: str) -> subprocess.CompletedProcess[str]:
+    """A shell whose jobs find a warm server."""
+    environment = project.environment() | beside_server()
+    words = ["bash", "-c", script]
+    return subprocess.run(words, cwd=project.folder, env=environment, capture_output=True, text=True, check=False)
 
 
 def test_the_warm_wrapper_hands_on_streams_and_exit_codes(project):
@@ -172,7 +188,7 @@ def test_a_killed_run_leaves_no_server_and_no_lock(project):
 
 def test_a_failed_job_ends_in_the_line_that_says_what_to_do(project):
     (project.folder / "pairs.jsonl").write_text("{not json\n")
-    run = project.snakemake(warm=True)
+    run = project.launch()
     assert run.returncode != 0
     last = run.stderr.strip().splitlines()[-1]
     assert last.startswith("results/logs/pairs/")
@@ -184,6 +200,6 @@ def test_a_job_that_slurm_started_imports_for_itself(project):
     """Slurm hands the environment on, so its jobs know of a server that their limits do not reach."""
     asked = "from prefopt.warm import run_in_server; print(run_in_server(['--help']))"
     here, there = (f'{prefix} {sys.executable} -c "{asked}"' for prefix in ("", "SLURM_JOB_ID=7"))
-    run = project.prefopt("launch", "--", "bash", "-c", f"{there}; {here}", check=True)
+    run = beside(project, f"{there}; {here}")
     assert run.stdout.splitlines()[0] == "None"
     assert run.stdout.splitlines()[-1] == "0"

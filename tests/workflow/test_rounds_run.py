@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 
 import pytest
 
+from marks import long
 from small_project import TRAIN, item, new_project
 
-long = pytest.mark.skipif(
-    not os.environ.get("PREFOPT_LONG_TESTS"),
-    reason="half a minute of processor time or more: PREFOPT_LONG_TESTS=1 runs it",
-)
 DPO = {"name": "dpo", "beta": 0.1}
 RESPONSES = {"labels": "three", "per_prompt": 3, "choose": "pareto"}
 ARMS = {
@@ -94,7 +90,7 @@ def ran(tmp_path_factory):
     project.declare(item(arms=ARMS, rewards=REWARDS))
     project.declare(item(item={**item()["item"], "name": "voted"}, data=voted(), arms={"em": EM}))
     project.declare(grid())
-    project.snakemake(warm=True, check=True)
+    project.launch(check=True)
     return project
 
 
@@ -102,7 +98,7 @@ def outputs(folder) -> dict:
     return json.loads((folder / "manifest.json").read_text())["outputs"]
 
 
-@long
+@long("half a minute of processor time or more")
 def test_rounds_run_verify_and_are_found_again(ran):
     ran.prefopt("verify", check=True)
     assert ran.planned_jobs() == {}
@@ -115,7 +111,7 @@ def test_rounds_run_verify_and_are_found_again(ran):
         assert all(arm["seeds"]["0"]["values"] for arm in measured["arms"].values())
 
 
-@long
+@long("half a minute of processor time or more")
 def test_a_lost_round_and_what_came_of_it_are_made_again_with_the_same_bytes(ran, tmp_path):
     clone = ran.copy(tmp_path / "clone")
     (lost, *_) = (
@@ -129,13 +125,13 @@ def test_a_lost_round_and_what_came_of_it_are_made_again_with_the_same_bytes(ran
     shutil.rmtree(lost)
     clone.prefopt("verify", "--remake", check=True)
     assert not answered.exists()
-    clone.snakemake(warm=True, check=True)
+    clone.snakemake(check=True)
     assert outputs(lost) == before
     assert outputs(answered) == answers
     clone.prefopt("verify", check=True)
 
 
-@long
+@long("half a minute of processor time or more")
 def test_one_changed_value_runs_its_rounds_alone(ran, tmp_path):
     clone = ran.copy(tmp_path / "clone")
     arm = {**ARMS["accelerated"], "rounds": {**ARMS["accelerated"]["rounds"], "momentum": 0.5}}

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 
 import pytest
 import yaml
 
+from marks import long
 from prefopt.shares import ROW_STAGES
 from small_project import Project
 
-pytestmark = pytest.mark.skipif(
-    not os.environ.get("PREFOPT_LONG_TESTS"),
-    reason="half a minute of processor time or more: PREFOPT_LONG_TESTS=1 runs it",
-)
+pytestmark = long("half a minute of processor time or more")
 
 
 def manifests(project: Project) -> dict[str, dict]:
@@ -33,7 +30,7 @@ def test_jobs_of_two_processes_make_the_artifacts_of_one(finished, tmp_path, war
     path = project.folder / "config" / "config.yaml"
     path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "execution": {"row_processes": 2}}))
     targets = [f"{ref}/manifest.json" for ref in manifests(finished) if ref.split("/")[1] in stages]
-    project.snakemake("--", *targets, warm=warm, check=True)
+    project.snakemake("--", *targets, cold=not warm, check=True)
     made, expected = manifests(project), manifests(finished)
     assert made.keys() == expected.keys()
     assert {ref: one["outputs"] for ref, one in made.items()} == {ref: one["outputs"] for ref, one in expected.items()}

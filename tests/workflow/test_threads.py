@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -15,5 +16,9 @@ def test_warm_and_cold_jobs_compute_with_one_thread(finished, tmp_path):
     clone = finished.copy(tmp_path / "clone")
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     command = [sys.executable, "-m", "prefopt", "generate", "--spec", str(clone.spec("generations", "dpo"))]
+    warm = read_json(clone.artifact("generations", "dpo") / "manifest.json")
+    shutil.rmtree(clone.artifact("generations", "dpo"))
     subprocess.run(command, cwd=clone.folder, env=environment, check=True)
-    assert read_json(clone.artifact("generations", "dpo") / "manifest.json")["threads"] == 1
+    cold = read_json(clone.artifact("generations", "dpo") / "manifest.json")
+    assert cold["threads"] == 1
+    assert cold["outputs"] == warm["outputs"]
