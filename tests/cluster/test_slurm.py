@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from marks import long
 from slurm import Slurm
 from small_project import ROOT, TRAIN, Project, item
 
@@ -31,6 +32,9 @@ GROUPS = {
     "policies": ("train_policy", "generate", "judge", "win_rate"),
     "papers": ("paper_item", "publish", "report"),
 }
+
+
+ANSWERS = ("policy", "generations", "judgements", "metrics", "papers")
 
 
 class ClusterProject:
@@ -122,10 +126,15 @@ def has_checkpoint(clone: ClusterProject) -> bool:
     return folder.is_dir() and any(folder.iterdir())
 
 
-def test_a_project_through_slurm_gives_the_artifacts_of_one_machine(finished, tmp_path, plugins, slurm):
-    """One arm from pairs to report in a few submissions: artifacts byte for byte those of the local run."""
+@pytest.mark.parametrize(
+    "anew", [ANSWERS, pytest.param(("",), marks=long("a minute of processor time"))], ids=["from policies on", "all"]
+)
+def test_a_project_through_slurm_gives_the_artifacts_of_one_machine(finished, tmp_path, plugins, slurm, anew):
+    """One arm to its report in a few submissions: artifacts byte for byte those of the local run."""
     project = finished.copy(tmp_path / "project")
-    shutil.rmtree(project.folder / "results")
+    for stage in anew:
+        shutil.rmtree(project.folder / "results" / stage)
+    (project.folder / "results" / "report.html").unlink(missing_ok=True)
     project.declare(item(arms={"dpo": item()["arms"]["dpo"]}, rewards={}))
     project.snakemake("-n", check=True)
     groups = [f"{rule}={group}" for group, rules in GROUPS.items() for rule in rules]
@@ -186,10 +195,10 @@ def test_a_preempted_job_goes_back_into_the_queue_and_resumes(clone, undisturbed
 
 
 def test_jobs_of_one_group_share_a_submission_and_its_gpu(finished, tmp_path, plugins, slurm):
-    """Four policies in one submission that asks for one GPU, as the profile has it for trials."""
+    """Two policies in one submission that asks for one GPU, as the profile has it for trials."""
     project = finished.copy(tmp_path / "project")
     configure(project, gpus=1)
-    made = sorted((project.folder / "results" / "policy").glob("*/manifest.json"))
+    made = sorted((project.folder / "results" / "policy").glob("*/manifest.json"))[:2]
     for path in made:
         shutil.rmtree(path.parent)
     project.snakemake("-n", check=True)
@@ -200,11 +209,11 @@ def test_jobs_of_one_group_share_a_submission_and_its_gpu(finished, tmp_path, pl
     cluster.finish(cluster.start(*grouped, "--", *targets))
     (job,) = [job for job in slurm.jobs() if cluster.is_mine(job)]
     assert job["TresPerJob"] == "gres:gpu:1"
-    assert len(made) == 4
+    assert len(made) == 2
     assert all(path.is_file() for path in made)
 
 
-@pytest.mark.skipif(not os.environ.get("PREFOPT_LONG_TESTS"), reason="2 minutes: PREFOPT_LONG_TESTS=1 runs it")
+@long("2 minutes")
 def test_a_job_of_two_processes_asks_for_two_gpus_and_goes_on_after_preemption(finished, tmp_path, plugins, slurm):
     """Sampling by two processes, to the bytes of one; batches that were drawn before the node was taken are kept."""
     project = finished.copy(tmp_path / "project")
@@ -214,7 +223,7 @@ def test_a_job_of_two_processes_asks_for_two_gpus_and_goes_on_after_preemption(f
     specs = (project.folder / "results" / "specs" / "samples").glob("*.json")
     (spec,) = (path for path in specs if json.loads(path.read_text())["spec"]["sampling"]["batch_size"] == 1)
     made = project.folder / "results" / "samples" / spec.stem
-    project.snakemake("--", made.relative_to(project.folder) / "manifest.json", warm=True, check=True)
+    project.snakemake("--", made.relative_to(project.folder) / "manifest.json", check=True)
     alone = outputs(made)
     shutil.rmtree(made)
     configure(project, gpus=1, row_processes=2)
