@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import cache
 
 import pytest
 import torch
@@ -19,24 +20,26 @@ from prefopt.scoring import response_scores
 from prefopt.specs import ScratchModel, TrainSpec
 from prefopt.trainer import train
 
-datasets = pytest.importorskip("datasets")
-trl = pytest.importorskip("trl")
-
 pytestmark = pytest.mark.oracle
 
 STEPS, BATCH, SIZE, BETA, RATE, SEED = 50, 8, 60, 0.3, 1e-3, 7
 
 
-class _InOrder(trl.DPOTrainer):
-    """Takes rows in the order given, and keeps every step's loss unrounded."""
+@cache
+def in_order() -> type:
+    """TRL's trainer, taking rows in the order given, and keeping every step's loss unrounded."""
+    trl = pytest.importorskip("trl")  # here, since every process that collects this file would wait for its import
 
-    def _get_train_sampler(self, dataset=None):
-        return SequentialSampler(dataset if dataset is not None else self.train_dataset)
+    class InOrder(trl.DPOTrainer):
+        def _get_train_sampler(self, dataset=None):
+            return SequentialSampler(dataset if dataset is not None else self.train_dataset)
 
-    def _compute_loss(self, model, inputs, return_outputs):
-        found = super()._compute_loss(model, inputs, return_outputs)
-        self.curve.append((found[0] if return_outputs else found).item())
-        return found
+        def _compute_loss(self, model, inputs, return_outputs):
+            found = super()._compute_loss(model, inputs, return_outputs)
+            self.curve.append((found[0] if return_outputs else found).item())
+            return found
+
+    return InOrder
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +80,8 @@ def new_model(tokenizer, seed):
 
 def dpo_trainer(tokenizer, texts, *, folder, policy, reference, optimizer):
     order = [row for step in range(STEPS) for row in rows_of_stream(SIZE, SEED, step * BATCH, BATCH)]
-    settings = trl.DPOConfig(
+    trainer_of = in_order()
+    settings = pytest.importorskip("trl").DPOConfig(
         output_dir=str(folder),
         max_steps=STEPS,
         per_device_train_batch_size=BATCH,
@@ -96,8 +100,10 @@ def dpo_trainer(tokenizer, texts, *, folder, policy, reference, optimizer):
         logging_strategy="no",
         disable_tqdm=True,
     )
-    rows = datasets.Dataset.from_list([texts[row] for row in order])
-    trainer = _InOrder(model=policy, ref_model=reference, args=settings, train_dataset=rows, processing_class=tokenizer)
+    rows = pytest.importorskip("datasets").Dataset.from_list([texts[row] for row in order])
+    trainer = trainer_of(
+        model=policy, ref_model=reference, args=settings, train_dataset=rows, processing_class=tokenizer
+    )
     trainer.curve = []
     return trainer, order
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 import finished_results
+from marks import long
 from prefopt import tracking
 from prefopt.artifacts import outputs_digest
 from prefopt.files import read_json, read_lines, write_json, write_lines
@@ -32,8 +33,12 @@ from prefopt.tracked import (
     training_points,
 )
 
-mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
-MlflowClient = mlflow.MlflowClient
+
+def client_of(uri: str):
+    """MLflow's client of a store; imported here, since every process that collects this file would wait for it."""
+    from mlflow import MlflowClient
+
+    return MlflowClient(uri)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +50,7 @@ def published(tmp_path_factory):
 
 def all_runs(folder: Path) -> dict:
     """Key -> the run with the full history of each of its metrics."""
-    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    client = client_of(f"sqlite:///{folder / 'mlflow.db'}")
     experiment = client.get_experiment_by_name(tracking.EXPERIMENT)
     found = {}
     for run in client.search_runs([experiment.experiment_id], max_results=1000):
@@ -98,7 +103,7 @@ def test_runs_stand_below_paper_item_and_arm(published):
 def test_an_item_has_its_page_its_figure_and_its_table(published):
     folder, refs, outcome = published
     runs = all_runs(folder)
-    client = MlflowClient(outcome["tracking_uri"])
+    client = client_of(outcome["tracking_uri"])
     result, _ = runs[f"mallowspo/win-rates|{refs[0]}"]
     assert [f.path for f in client.list_artifacts(result.info.run_id, "figures")] == ["figures/figure.svg"]
     assert "table.csv" in [f.path for f in client.list_artifacts(result.info.run_id)]
@@ -169,14 +174,14 @@ def test_importing_twice_changes_nothing(published):
 def test_artifacts_go_beside_the_database_and_not_into_the_current_folder(published):
     folder, _, outcome = published
     assert outcome["tracking_uri"] == f"sqlite:///{folder / 'mlflow.db'}"
-    experiment = MlflowClient(outcome["tracking_uri"]).get_experiment_by_name(tracking.EXPERIMENT)
+    experiment = client_of(outcome["tracking_uri"]).get_experiment_by_name(tracking.EXPERIMENT)
     assert experiment.artifact_location == (folder / "mlartifacts").as_uri()
 
 
 def test_an_import_cut_short_is_completed_without_doubles(published):
     folder, refs, outcome = published
     before = runs_of(folder)
-    client = MlflowClient(outcome["tracking_uri"])
+    client = client_of(outcome["tracking_uri"])
     ref = next(r for r in before if r.startswith("policy/"))
     client.delete_tag(before[ref][0].info.run_id, tracking.DIGEST_TAG)
     again = tracking.publish(folder, refs)
@@ -240,10 +245,6 @@ def test_environment_and_loggers_are_left_as_they_were(published):
     assert (dict(os.environ), logging.getLogger("mlflow").level, logging.getLogger("alembic").level) == before
 
 
-long = pytest.mark.skipif(
-    not os.environ.get("PREFOPT_LONG_TESTS"),
-    reason="half a minute of processor time or more: PREFOPT_LONG_TESTS=1 runs it",
-)
 PUBLISH = """
 import sys
 from pathlib import Path
@@ -275,7 +276,7 @@ def test_a_new_database_is_made_in_silence_by_two_importers_at_once(tmp_path):
     assert len(runs_of(tmp_path)) == len(tracking.publish(tmp_path, refs)["unchanged"])
 
 
-@long
+@long("half a minute of processor time or more")
 @pytest.mark.slow
 def test_two_importers_without_a_common_lock_leave_one_run_each(published, tmp_path):
     """Two clones and one database: who comes second by the clock gives way, and the tree stays whole."""
@@ -318,7 +319,7 @@ def server(tmp_path_factory) -> Iterator[str]:
         process.wait()
 
 
-@long
+@long("half a minute of processor time or more")
 @pytest.mark.slow
 def test_a_server_gets_what_it_missed(published, server, monkeypatch):
     """Not reachable at first: all of it is imported later, with its tree and its figures."""
@@ -330,7 +331,7 @@ def test_a_server_gets_what_it_missed(published, server, monkeypatch):
     assert caught_up["warnings"] == []
     assert set(caught_up["imported"]) == set(missed)
     assert tracking.publish(folder, refs)["imported"] == []
-    client = MlflowClient(server)
+    client = client_of(server)
     runs = client.search_runs([client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id], max_results=1000)
     assert {run.data.tags[tracking.KEY_TAG] for run in runs} == set(all_runs(folder))
     result = next(run for run in runs if run.data.tags.get(tracking.ARTIFACT_TAG) == refs[0])
@@ -355,13 +356,14 @@ def test_a_policy_is_a_model_that_mlflow_and_transformers_load(published, tmp_pa
     policy = with_weights(results, refs[0])
     uri = tracking.publish(results, refs, weights=weights)["tracking_uri"]
     tracking.publish(results, refs, weights=weights)
-    client = MlflowClient(uri)
+    client = client_of(uri)
     experiment = client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id
     (model,) = client.search_logged_models([experiment])
     assert model.tags[tracking.ARTIFACT_TAG] == policy
     stored = Path(model.artifact_location.removeprefix("file://"))
     copies = list(stored.rglob("*.safetensors"))
     assert len(copies) == (weights == "copy")
+    import mlflow
     from transformers import AutoModelForCausalLM
 
     mlflow.set_tracking_uri(uri)
