@@ -38,6 +38,7 @@ def followed(tmp_path_factory, request):
 
 def run(copy, *words: str) -> str:
     environment = os.environ | {"PYTHONPATH": str(copy / "workflow"), "OMP_NUM_THREADS": "1"}
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # seconds of imports
     done = subprocess.run(
         [sys.executable, *words], cwd=copy, env=environment, capture_output=True, text=True, check=False
     )

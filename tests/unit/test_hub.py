@@ -199,20 +199,20 @@ def test_with_hf_endpoint_a_model_and_a_data_set_come_from_the_hub_and_then_with
         done = stages(tmp_path, "online", online, model, data)
         assert done.returncode == 0, done.stderr
         assert hub.got("data/train-0.parquet")
-        asked, never = len(hub.asked), stages(tmp_path, "never", online | {"HF_HUB_OFFLINE": "1"}, model, "1" * 40)
-        assert never.returncode == 2
-        assert (
-            never.stderr.strip()
-            .splitlines()[-1]
-            .startswith(
-                "prefopt prepare-pairs: someone/pairs at 11111111, split 'train': cannot be loaded "
-                "(what was found is of another commit, and the hub cannot be reached)"
-            )
-        )
-        assert "Traceback" not in never.stderr
+        asked = len(hub.asked)
+        again = stages(tmp_path, "offline", online | {"HF_HUB_OFFLINE": "1"}, model, data, "1" * 40)
         assert len(hub.asked) == asked
-    again = stages(tmp_path, "offline", {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "1"}, model, data)
-    assert again.returncode == 0, again.stderr
+    # All stages of what was downloaded, then pairs of a commit that was not.
+    assert again.returncode == 2
+    assert (
+        again.stderr.strip()
+        .splitlines()[-1]
+        .startswith(
+            "prefopt prepare-pairs: someone/pairs at 11111111, split 'train': cannot be loaded "
+            "(what was found is of another commit, and the hub cannot be reached)"
+        )
+    )
+    assert "Traceback" not in again.stderr
     outputs = [
         {
             p.relative_to(tmp_path / name / "results"): file_sha256(p)
@@ -225,16 +225,16 @@ def test_with_hf_endpoint_a_model_and_a_data_set_come_from_the_hub_and_then_with
     assert outputs[0] == outputs[1]
 
 
-def stages(tmp_path, name, environment, model, data):
-    """prepare-pairs, prepare-model and tokenize in one new process."""
-    source = {"kind": "hub", "repo": "someone/pairs", "revision": data, "split": "train"}
-    pairs = Node("pairs", 1, "pairs", {"source": source, "splits": {"train": 0.5, "test": 0.5}}, {})
+def stages(tmp_path, name, environment, model, data, *more_data):
+    """prepare-pairs, prepare-model and tokenize in one new process, then prepare-pairs of more data."""
+    pairs, *more = (pairs_of(commit) for commit in (data, *more_data))
     spec = {"kind": "hub", "repo": "someone/tiny", "revision": model, "trust_remote_code": False}
     base = Node("base", 1, "tiny", spec, {})
     tokens = Node("tokens", 1, "tokens", {"template": "plain"}, {"pairs": pairs.ref, "base": base.ref})
     (tmp_path / name).mkdir()
     lines = []
-    for verb, node in (("prepare-pairs", pairs), ("prepare-model", base), ("tokenize", tokens)):
+    wanted = [("prepare-pairs", pairs), ("prepare-model", base), ("tokenize", tokens)]
+    for verb, node in [*wanted, *(("prepare-pairs", node) for node in more)]:
         path = tmp_path / name / "results" / "specs" / f"{node.ref}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(node.to_json()))
@@ -253,3 +253,8 @@ def stages(tmp_path, name, environment, model, data):
         check=False,
         timeout=300,
     )
+
+
+def pairs_of(commit):
+    source = {"kind": "hub", "repo": "someone/pairs", "revision": commit, "split": "train"}
+    return Node("pairs", 1, "pairs", {"source": source, "splits": {"train": 0.5, "test": 0.5}}, {})

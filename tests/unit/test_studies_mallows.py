@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
+from marks import long
 from prefopt import exact
 from prefopt.batch import PairBatch
 from prefopt.config import load_item
@@ -112,25 +113,29 @@ def test_trajectories(name, beta):
         np.testing.assert_allclose(paths.policies[step, 0], policy, rtol=0, atol=1e-8)
 
 
-@pytest.mark.slow
+END_POINTS = {
+    ("dpo", 500_000): {0.1: [0.9953167729, 0.0018224557, 0.0028600967, 0.0000006746, 0]},
+    ("dpo", 100_000): {0.05: [0.5241191128, 0.2284925369, 0.2329927256, 0.0143409667, 0.0000546580]},
+    ("mallows_phi", 500_000): {
+        0.1: [0.3427433351, 0.3341075028, 0.2080005754, 0.1151485700, 0.0000000166],
+        0.05: [0.4206648776, 0.3997026220, 0.1553360805, 0.0242964196, 0],
+    },
+    ("mallows_phi", 50_000): {0.05: [0.4059211694, 0.3782688740, 0.1562437730, 0.0581499412, 0.0014162424]},
+}
+
+
 @pytest.mark.parametrize(
-    ("name", "betas", "expected"),
+    ("name", "steps"),
     [
-        ("dpo", [0.1, 0.05], {
-            (0, 500_000): [0.9953167729, 0.0018224557, 0.0028600967, 0.0000006746, 0],
-            (1, 100_000): [0.5241191128, 0.2284925369, 0.2329927256, 0.0143409667, 0.0000546580],
-        }),
-        ("mallows_phi", [0.1, 0.05], {
-            (0, 500_000): [0.3427433351, 0.3341075028, 0.2080005754, 0.1151485700, 0.0000000166],
-            (1, 50_000): [0.4059211694, 0.3782688740, 0.1562437730, 0.0581499412, 0.0014162424],
-            (1, 500_000): [0.4206648776, 0.3997026220, 0.1553360805, 0.0242964196, 0],
-        }),
+        pytest.param(name, steps, marks=long("ten seconds of processor time") if steps > 100_000 else ())
+        for name, steps in END_POINTS
     ],
-)  # fmt: skip
-def test_end_points(name, betas, expected):
-    paths = bandit.descend(METHODS[name][0], betas, steps=500_000, record_every=50_000)
-    for (run, step), policy in expected.items():
-        np.testing.assert_allclose(paths.policies[step // 50_000, run], policy, rtol=0, atol=1e-4)
+)
+def test_end_points(name, steps):
+    expected = END_POINTS[name, steps]
+    paths = bandit.descend(METHODS[name][0], [*expected], steps=steps, record_every=steps)
+    for found, policy in zip(paths.policies[-1], expected.values(), strict=True):
+        np.testing.assert_allclose(found, policy, rtol=0, atol=1e-4)
 
 
 def test_the_final_policy_averages_the_last_updates():
