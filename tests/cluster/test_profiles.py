@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ here.mkdir(exist_ok=True)
 if words[0] == "create":
     name, job = f"prefopt-{{len(list(here.iterdir()))}}", json.load(sys.stdin)
     container = job["spec"]["template"]["spec"]["containers"][0]
+    job["script"] = Path(container["command"][-1]).read_text()
     code = subprocess.run(container["command"], cwd=container["workingDir"], stdout=subprocess.DEVNULL).returncode
     job["status"] = {{"conditions": [{{"type": "Failed" if code else "Complete", "status": "True"}}]}}
     (here / name).write_text(json.dumps(job))
@@ -84,7 +86,10 @@ def pairs_by_kubernetes(project, installed, tmp_path) -> Path:
 def test_a_kubernetes_job_is_a_pod_on_the_shared_volume(project, installed, tmp_path):
     jobs = pairs_by_kubernetes(project, installed, tmp_path)
     (path,) = jobs.iterdir()
-    job = json.loads(path.read_text())["spec"]
+    made = json.loads(path.read_text())
+    job = made["spec"]
+    assert sys.executable not in made["script"], "a pod's Python is that of its image, not that of this machine"
+    assert re.search(r"^(.* )?python -m snakemake ", made["script"], re.MULTILINE)
     pod = job["template"]["spec"]
     assert job["activeDeadlineSeconds"] % 60 == 0
     assert pod["volumes"][0]["persistentVolumeClaim"] == {"claimName": "lab"}
