@@ -15,15 +15,12 @@ from pathlib import Path
 import pytest
 
 from installed import packages_of
+from marks import long
 from prefopt.artifacts import Node, outputs_digest, read_manifest
 from prefopt.bundles import unpack, write_bundle
 from s3_server import s3_server, s3_tools
 from small_project import ROOT, Project, new_project
 
-long = pytest.mark.skipif(
-    not os.environ.get("PREFOPT_LONG_TESTS"),
-    reason="half a minute of processor time or more: PREFOPT_LONG_TESTS=1 runs it",
-)
 KEYS = {"SNAKEMAKE_STORAGE_S3_ACCESS_KEY": "x", "SNAKEMAKE_STORAGE_S3_SECRET_KEY": "x"}
 
 # A cluster whose one node is another folder: what a job needs comes out of the storage.
@@ -104,7 +101,7 @@ def test_another_machine_takes_parents_out_of_the_storage_and_makes_the_same_byt
     check_bundles(second.remote, tmp_path / "third")
 
 
-@long
+@long("half a minute of processor time or more")
 @pytest.mark.slow
 def test_results_that_lie_here_are_stored_and_not_made_again(finished, plugins, tmp_path):
     first, second = Machine(finished.copy(tmp_path / "first").folder), machine(tmp_path / "second")
@@ -118,7 +115,7 @@ def test_results_that_lie_here_are_stored_and_not_made_again(finished, plugins, 
     assert second.jobs(plugins, "-n", "--", "artifacts") == {}
 
 
-@long
+@long("half a minute of processor time or more")
 @pytest.mark.slow
 def test_a_cluster_that_shares_nothing_but_the_storage(finished, plugins, tmp_path, tmp_path_factory):
     """The main machine only submits: it fetches no bundle and makes no artifact."""
@@ -143,7 +140,7 @@ def test_a_cluster_that_shares_nothing_but_the_storage(finished, plugins, tmp_pa
     assert (head.remote / "results" / "logs" / "sft").is_dir(), "logs of such jobs lie in the storage"
 
 
-@long
+@long("half a minute of processor time or more")
 @pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_leaves_only_whole_bundles_and_ends_in_the_same_bytes(
     finished, plugins, tmp_path
@@ -173,7 +170,7 @@ def check_bundles(remote: Path, folder: Path) -> None:
         assert Node.from_json(read_manifest(path)).ref == "/".join(path.parts[-3:-1])
 
 
-@long
+@long("half a minute of processor time or more")
 @pytest.mark.slow
 def test_a_damaged_bundle_is_told_by_name_and_made_again_where_it_was_removed(finished, plugins, tmp_path):
     first = Machine(finished.copy(tmp_path / "first").folder)
@@ -194,7 +191,7 @@ def test_a_damaged_bundle_is_told_by_name_and_made_again_where_it_was_removed(fi
     assert {ref: made[ref] for ref in second.digests()} == second.digests()
 
 
-@long
+@long("half a minute of processor time or more")
 @pytest.mark.slow
 def test_the_whole_run_through_an_s3_bucket(finished, plugins, tmp_path):
     tools = s3_tools()
