@@ -151,6 +151,14 @@ def test_both_responses_of_a_pair_are_scored_in_one_pass_as_each_is_alone():
     assert sum(tokens for _, tokens in seen[-3:]) == sum(len(row) for column in pairs.values() for row in column)
 
 
+def test_log_probabilities_without_entropies_are_the_same():
+    model, pairs = tiny.causal_lm(), tiny.pairs(9, seed=5)
+    rows = (model, pairs["prompt_ids"], pairs["chosen_ids"])
+    found = {entropy: score_responses(*rows, batch_size=4, entropy=entropy) for entropy in (True, False)}
+    assert found[True].keys() - found[False].keys() == {"entropy"}
+    np.testing.assert_array_equal(found[False]["logp"], found[True]["logp"])
+
+
 def test_a_pass_on_a_cpu_has_a_budget_of_tokens():
     rows = {name: [[1] * 200 for _ in range(8)] for name in ("prompt_ids", "chosen_ids", "rejected_ids")}
     config = LlamaConfig(

@@ -116,7 +116,7 @@ def _logp(model: PreTrainedModel | Mixture, prompt_ids: Ids, response_ids: Ids, 
     if isinstance(model, Mixture):
         logp = [_logp(one, prompt_ids, response_ids, batch_size) for one in model.models]
         return logsumexp(logp, axis=0, b=[[share] for share in model.shares])
-    return score_responses(model, prompt_ids, response_ids, batch_size=batch_size)["logp"]
+    return score_responses(model, prompt_ids, response_ids, batch_size=batch_size, entropy=False)["logp"]
 
 
 def log_ratio(

@@ -72,13 +72,19 @@ def _by_length(lengths: Sequence[int], size: int, tokens: int | None) -> Iterato
 
 
 def score_responses(
-    model: PreTrainedModel, prompt_ids: Ids, response_ids: Ids, *, batch_size: int, kept: Kept | None = None
+    model: PreTrainedModel,
+    prompt_ids: Ids,
+    response_ids: Ids,
+    *,
+    batch_size: int,
+    entropy: bool = True,
+    kept: Kept | None = None,
 ) -> dict[str, np.ndarray]:
-    """``logp`` (nats, summed), ``tokens`` (count) and ``entropy`` (mean nats per token) of every response, each [N].
+    """``logp`` (nats, summed), ``tokens`` (count) and, if wanted, ``entropy`` (mean nats per token) of responses [N].
 
     ``kept``, also below, is that of ``rows.over_batches``.
     """
-    found = _score(model, prompt_ids, [response_ids], batch_size, kept)
+    found = _score(model, prompt_ids, [response_ids], batch_size, kept, entropy=entropy)
     return {name: values[:, 0] for name, values in found.items()}
 
 
@@ -100,14 +106,20 @@ def score_pairs(
 
 
 def _score(
-    model: PreTrainedModel, prompt_ids: Ids, responses: Sequence[Ids], batch_size: int, kept: Kept | None
+    model: PreTrainedModel,
+    prompt_ids: Ids,
+    responses: Sequence[Ids],
+    batch_size: int,
+    kept: Kept | None,
+    *,
+    entropy: bool = True,
 ) -> dict[str, np.ndarray]:
     """Each [N, responses per prompt]."""
 
     def compute(prompts: Ids, answers: Ids) -> dict[str, Tensor]:
-        scores = response_scores(model, prompts, answers, entropy=True)
-        entropy: Any = scores.entropy  # there, since it was asked for
-        return {"logp": scores.logp.double(), "tokens": scores.tokens, "entropy": entropy.double()}
+        scores = response_scores(model, prompts, answers, entropy=entropy)
+        found = {"logp": scores.logp.double(), "tokens": scores.tokens}
+        return found if scores.entropy is None else found | {"entropy": scores.entropy.double()}
 
     settings: dict[str, Any] = {"batch_size": batch_size, "what": "score", "kept": kept}
     found = _over_rows(model, prompt_ids, responses, compute=compute, **settings)
