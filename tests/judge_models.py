@@ -10,8 +10,9 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from prefopt.judges.templates import TEMPLATES, Question
 from prefopt.models import new_causal_lm, save_model
+from prefopt.rendering import render_prompt
 from prefopt.specs import ScratchModel
-from prefopt.tokens import render_prompt, train_tokenizer
+from prefopt.tokenizer_training import train_tokenizer
 
 
 def judge_tokenizer(kind: str = "bpe") -> PreTrainedTokenizerFast:

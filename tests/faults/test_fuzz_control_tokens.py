@@ -13,8 +13,10 @@ from tokenizers import AddedToken
 from prefopt.judges.causal import CausalJudge
 from prefopt.judges.templates import TEMPLATES, Question
 from prefopt.readers.raw import broken_at
+from prefopt.rendering import end_ids, response_ids
 from prefopt.specs import TokensSpec
-from prefopt.tokens import PAD, end_ids, response_ids, tokenize_pairs, tokenize_prompts, train_tokenizer
+from prefopt.tokenizer_training import PAD, train_tokenizer
+from prefopt.tokens import tokenize_pairs, tokenize_prompts
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

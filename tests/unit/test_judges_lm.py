@@ -21,8 +21,8 @@ from prefopt.judges.causal import CausalJudge, label_ids
 from prefopt.judges.pairwise import PairwiseJudge
 from prefopt.judges.templates import TEMPLATES, Question
 from prefopt.judging import judge_both_orders
+from prefopt.rendering import render_prompt
 from prefopt.specs import LmJudgeSpec, LocalModel
-from prefopt.tokens import render_prompt
 
 LABELS = ["m", "M"]
 TEMPLATE = TEMPLATES["ranking"]

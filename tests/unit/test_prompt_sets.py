@@ -16,11 +16,12 @@ from prefopt.files import read_json
 from prefopt.models import load_tokenizer, save_model
 from prefopt.pairs import digest63
 from prefopt.prompt_sets import read_prompts
+from prefopt.rendering import render_prompt
 from prefopt.sources import prompts_identity
 from prefopt.specs import AlpacaEvalPrompts, FilePrompts, TokensSpec
 from prefopt.stages import STAGES, RunOptions
 from prefopt.stages.tables import prompt_origins, prompt_rows, prompt_texts
-from prefopt.tokens import BOS, render_prompt, train_tokenizer
+from prefopt.tokenizer_training import BOS, train_tokenizer
 from tiny import causal_lm
 
 ROWS = [

@@ -29,12 +29,12 @@ from prefopt.outer.rounds import advantage_policy, advantage_regression, extrapo
 from prefopt.outer.weights import extrapolate
 from prefopt.pairs import build_pairs
 from prefopt.procedures import PROCEDURES
+from prefopt.rendering import response_texts
 from prefopt.reward_models import load_reward_model
 from prefopt.scoring import reward_scores
 from prefopt.specs import DataSpec, SamplingSpec
 from prefopt.stages import RunOptions
 from prefopt.tables import read_table
-from prefopt.tokens import response_texts
 from prefopt.world import Raters, WorldParams, cast_votes, generate_pairs, oracle_reward
 
 WORLD = {

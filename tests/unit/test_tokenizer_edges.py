@@ -18,10 +18,11 @@ from artifact_builds import run_stage, save_table
 from prefopt.errors import BadInput
 from prefopt.generation import end_token_ids, generate
 from prefopt.models import load_causal_lm, load_tokenizer, save_model
+from prefopt.rendering import render_prompt, response_ids, response_text
 from prefopt.scoring import response_scores
 from prefopt.specs import SamplingSpec, TokensSpec
 from prefopt.stages.tables import token_rows
-from prefopt.tokens import render_prompt, response_ids, response_text, tokenize_pairs
+from prefopt.tokens import tokenize_pairs
 
 # Templates in the manner of published models, in their essentials.
 LLAMA3 = (

@@ -13,18 +13,10 @@ from transformers import AutoTokenizer
 
 from prefopt.errors import BadInput
 from prefopt.pairs import build_pairs, digest63
+from prefopt.rendering import end_ids, render_prompt, response_ids, response_text
 from prefopt.specs import DataSpec, FilesSource, TokensSpec
-from prefopt.tokens import (
-    SPECIAL_TOKENS,
-    TOKEN_COLUMNS,
-    check_same_vocabulary,
-    end_ids,
-    render_prompt,
-    response_ids,
-    response_text,
-    tokenize_pairs,
-    train_tokenizer,
-)
+from prefopt.tokenizer_training import SPECIAL_TOKENS, check_same_vocabulary, train_tokenizer
+from prefopt.tokens import TOKEN_COLUMNS, tokenize_pairs
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 TEXTS = ["count to three please", "one two three", "one two", "say it again", "three two one zero"] * 3

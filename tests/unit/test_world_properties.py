@@ -24,10 +24,12 @@ from prefopt.ensemble import length_outcome, longer_wins_fraction
 from prefopt.errors import BadInput
 from prefopt.mallows import fit_mallows_phi
 from prefopt.pairs import build_pairs
+from prefopt.rendering import render_prompt
 from prefopt.specs import DataSpec, SplitSpec, TokensSpec, WorldSource
 from prefopt.stages.reward import _member_rows
 from prefopt.stages.tables import token_rows
-from prefopt.tokens import UNK, render_prompt, tokenize_pairs, train_tokenizer
+from prefopt.tokenizer_training import UNK, train_tokenizer
+from prefopt.tokens import tokenize_pairs
 from prefopt.world import (
     WorldParams,
     all_prompts,

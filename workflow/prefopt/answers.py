@@ -80,7 +80,7 @@ def draw_answers(
 ) -> list[Answer]:
     """One answer per prompt, in the prompts' order; ``state`` and BadInput as in ``generation.generate``."""
     from prefopt.generation import generate
-    from prefopt.tokens import response_texts
+    from prefopt.rendering import response_texts
 
     if isinstance(model, Mixture):
         return _mixed_answers(model, tokenizer, prompt_ids, sampling, state)

@@ -12,8 +12,8 @@ from prefopt.digests import digest
 from prefopt.errors import BadInput, FailedCheck
 from prefopt.files import read_json, write_json
 from prefopt.progress import Progress
+from prefopt.rendering import end_ids
 from prefopt.shares import shares
-from prefopt.tokens import end_ids
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase

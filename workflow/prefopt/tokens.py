@@ -1,239 +1,27 @@
-"""From texts to token ids: tokenizers trained here, prompts and responses rendered one way everywhere."""
+"""The token table: pairs and prompts as token ids, and why some cannot be used."""
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
-from prefopt.digests import canonical_json
 from prefopt.errors import BadInput
 from prefopt.pairs import REFUSED_COLUMNS
-from prefopt.readers.raw import RAW_ROLE, Message
+from prefopt.rendering import Style, encode, end_ids, prompt_text, response_body, special_tokens, started, style_of
 
 if TYPE_CHECKING:
     import pandas as pd
-    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerBase
 
     from prefopt.specs import TokensSpec
 
-Style = Literal["auto", "chat", "plain", "raw"]
 Problem = tuple[str, str]  # reason, detail
-
-PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
-SPECIAL_TOKENS = (PAD, BOS, EOS, UNK, "<|user|>", "<|assistant|>", "<|system|>")
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
 
 _SIDES = ("chosen", "rejected")
 _PARTS = ("prompt", *_SIDES)
 TOKEN_COLUMNS = ("pair_id", "prompt_id", "split", *(f"{p}_ids" for p in _PARTS), *(f"{p}_tokens" for p in _PARTS))
-_PLAIN_LABELS = {"system": "System", "user": "Human", "assistant": "Assistant"}
-_PLAIN_ANSWER = "\n\nAssistant:"
-_MARK = "sentinelanswer"
-
-
-# --- tokenizers -----------------------------------------------------------------------------------------------------
-
-
-def train_tokenizer(texts: Iterable[str], kind: Literal["words", "bpe"], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A tokenizer for small models, at most ``vocab_size`` tokens, equal for equal texts.
-
-    ``words``: one token per white-space separated word, the most frequent first, others are <unk>; ``bpe``: byte-level
-    byte pairs, which represent any text. Raises BadInput where bytes and special tokens do not fit in vocab_size.
-    """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    special = list(SPECIAL_TOKENS)
-    if kind == "words":
-        backend = Tokenizer(models.WordLevel(unk_token=UNK))
-        backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        trainer = trainers.WordLevelTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
-    else:
-        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-        if vocab_size < len(alphabet) + len(special):
-            raise BadInput(
-                f"vocab_size {vocab_size} is too small for bpe: {len(alphabet)} bytes and {len(special)} special "
-                f"tokens need {len(alphabet) + len(special)}; raise it, or use kind: words"
-            )
-        backend = Tokenizer(models.BPE())
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        backend.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-        )
-    backend.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token=PAD,
-        bos_token=BOS,
-        eos_token=EOS,
-        unk_token=UNK,
-        additional_special_tokens=list(SPECIAL_TOKENS[4:]),
-        chat_template=CHAT_TEMPLATE,
-        clean_up_tokenization_spaces=False,
-        padding_side="left",
-    )
-
-
-def check_same_vocabulary(policy: PreTrainedTokenizerBase, reference: PreTrainedTokenizerBase) -> None:
-    """Raises BadInput unless both tokenizers give every token the same id."""
-    ours, theirs = policy.get_vocab(), reference.get_vocab()
-    if ours == theirs:
-        return
-    names = [{number: token for token, number in vocabulary.items()} for vocabulary in (ours, theirs)]
-    first = min(number for number in {*names[0], *names[1]} if names[0].get(number) != names[1].get(number))
-    raise BadInput(
-        f"policy and reference tokenizers differ: {len(ours)} and {len(theirs)} tokens, first at id {first} "
-        f"({names[0].get(first)!r} and {names[1].get(first)!r}); use a reference with the policy's tokenizer"
-    )
-
-
-# --- rendering ------------------------------------------------------------------------------------------------------
-
-
-def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], template: Style) -> list[int]:
-    """Ids of the prompt up to where the response starts, with at most one BOS.
-
-    ``chat``: the tokenizer's chat template with its generation prompt; ``plain``: BOS + "Human: ... Assistant:" turns;
-    one message of role text: BOS + that text; ``auto``: chat where there is a chat template, plain elsewhere.
-    Raises BadInput where the template is missing or refuses the messages.
-    """
-    style = style_of(tokenizer, messages, template)
-    return _started(tokenizer, _encode(tokenizer, [_prompt_text(tokenizer, messages, style)])[0], style)
-
-
-def response_ids(tokenizer: PreTrainedTokenizerBase, text: str, template: Style) -> list[int]:
-    """Ids of a response, no BOS in front, and last what ends an assistant turn.
-
-    Templates as in ``render_prompt``; ``raw`` keeps white space as it is, for what continues a raw prefix.
-    Raises BadInput for a text without a token.
-    """
-    style = style_of(tokenizer, (), template)
-    ids = _encode(tokenizer, [_response_body(text, style)])[0]
-    if not ids:
-        raise BadInput(f"response {text[:40]!r} has no token; a response must say something")
-    return ids + end_ids(tokenizer, style)
-
-
-def response_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """The text of a response: up to its first end token, white space at both ends removed."""
-    return response_texts(tokenizer, [ids])[0]
-
-
-def response_texts(tokenizer: PreTrainedTokenizerBase, responses: Sequence[Sequence[int]]) -> list[str]:
-    """``response_text`` of many responses: what ends them is looked up once, since that renders the chat template."""
-    ends = {tokenizer.eos_token_id}
-    if tokenizer.chat_template:
-        ends.add(end_ids(tokenizer, "chat")[-1])
-    texts = []
-    for ids in responses:
-        stop = next((place for place, token in enumerate(ids) if int(token) in ends), len(ids))
-        texts.append(tokenizer.decode([int(token) for token in ids[:stop]], skip_special_tokens=True).strip())
-    return texts
-
-
-def template_record(tokenizer: PreTrainedTokenizerBase, styles: Iterable[Style]) -> dict[str, Any]:
-    """How prompts were rendered, for an artifact's summary: prompts by style, and the chat template's sha256."""
-    template = tokenizer.chat_template
-    text = template if isinstance(template, str) or template is None else canonical_json(template)
-    digest = None if text is None else hashlib.sha256(text.encode()).hexdigest()
-    return {"prompts_by_style": dict(sorted(Counter(styles).items())), "chat_template_sha256": digest}
-
-
-def style_of(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], template: Style) -> Style:
-    """How a prompt is rendered: ``raw``, ``chat`` or ``plain``. Raises BadInput for chat without a chat template."""
-    if any(message["role"] == RAW_ROLE for message in messages):
-        return "raw"
-    if template == "auto":
-        return "chat" if tokenizer.chat_template else "plain"
-    if template == "chat" and not tokenizer.chat_template:
-        raise BadInput("template: chat, but the tokenizer has no chat template; use template: plain, or add one to it")
-    return template
-
-
-def end_ids(tokenizer: PreTrainedTokenizerBase, style: Style) -> list[int]:
-    """What follows a response: for chat all the template puts there up to its first special token, elsewhere EOS.
-
-    Raises BadInput where neither the template nor the tokenizer has an end token.
-    """
-    if style == "chat":
-        turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _MARK}]
-        _, found, after = _render(tokenizer, turns, generation_prompt=False).rpartition(_MARK)
-        if not found:
-            raise BadInput("the chat template leaves out what the assistant says; repair it, or use template: plain")
-        ids = _encode(tokenizer, [after])[0]
-        special = set(_special_tokens(tokenizer).values())
-        stop = next((place for place, token in enumerate(ids) if token in special), None)
-        if stop is not None:
-            return ids[: stop + 1]
-    if tokenizer.eos_token_id is None:
-        raise BadInput("the tokenizer has no end-of-sequence token, so that no response can end; set its eos_token")
-    return [tokenizer.eos_token_id]
-
-
-def _prompt_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], style: Style) -> str:
-    if style == "chat":
-        return _render(tokenizer, messages, generation_prompt=True)
-    if style == "raw":
-        if len(messages) != 1:
-            raise BadInput(f"a raw prefix stands alone, this prompt has {len(messages)} messages")
-        return messages[0]["content"]
-    turns = (f"\n\n{_PLAIN_LABELS[message['role']]}: {message['content']}" for message in messages)
-    return "".join(turns) + _PLAIN_ANSWER
-
-
-def _response_body(text: str, style: Style) -> str:
-    if style == "raw":
-        return text
-    return (" " if style == "plain" else "") + text.strip()
-
-
-def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, generation_prompt: bool) -> str:
-    from jinja2 import TemplateError
-
-    try:
-        return tokenizer.apply_chat_template(
-            [dict(message) for message in messages], tokenize=False, add_generation_prompt=generation_prompt
-        )
-    except TemplateError as error:
-        roles = ", ".join(message["role"] for message in messages)
-        raise BadInput(f"the chat template refuses turns {roles} ({error}); use template: plain") from None
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    if not texts:
-        return []
-    return tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-
-
-def _started(tokenizer: PreTrainedTokenizerBase, ids: list[int], style: Style) -> list[int]:
-    """Prompt ids with their BOS: a chat template writes its own, elsewhere it is put in front."""
-    bos = tokenizer.bos_token_id
-    if bos is None:
-        return ids
-    if style != "chat":
-        return [bos, *ids]
-    # Where one token is both BOS and end of turn, only a doubled start is a mistake.
-    doubled = ids[:2] == [bos, bos] if bos == tokenizer.eos_token_id else ids.count(bos) > 1
-    if doubled:
-        raise BadInput(f"the chat template writes {tokenizer.bos_token} more than once; repair the template")
-    return ids
-
-
-def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    added = {str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return added | dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
-
-
-# --- the token table ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +57,7 @@ def tokenize_pairs(
     styles = [prompts[number].style for number in pairs["prompt_id"]]
     ends = {style: end_ids(tokenizer, style) for style in set(styles)}
     bodies = [
-        _encode(tokenizer, [_response_body(*pair) for pair in zip(pairs[side], styles, strict=True)]) for side in _SIDES
+        encode(tokenizer, [response_body(*pair) for pair in zip(pairs[side], styles, strict=True)]) for side in _SIDES
     ]
     control = _control_pattern(tokenizer)
     accepted, refused = [], []
@@ -344,12 +132,12 @@ def _prompts_by_id(pairs: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, spec
             problems[number] = problem
             continue
         try:
-            texts[number] = _prompt_text(tokenizer, prompt, styles[number])
+            texts[number] = prompt_text(tokenizer, prompt, styles[number])
         except BadInput as error:
             problems[number] = ("chat template refuses the prompt", str(error))
-    ids = dict(zip(texts, _encode(tokenizer, list(texts.values())), strict=True))
+    ids = dict(zip(texts, encode(tokenizer, list(texts.values())), strict=True))
     problems |= {number: ("empty prompt", "no token left") for number, body in ids.items() if not body}
-    ids = {number: _started(tokenizer, body, styles[number]) for number, body in ids.items()}
+    ids = {number: started(tokenizer, body, styles[number]) for number, body in ids.items()}
     overlong = {number: len(tokens) for number, tokens in ids.items() if len(tokens) > spec.max_prompt_tokens}
     if overlong and spec.overlong == "error":
         _stop_at_overlong(pairs, overlong, spec.max_prompt_tokens)
@@ -377,7 +165,7 @@ def _keep_end(tokenizer: PreTrainedTokenizerBase, ids: list[int], limit: int) ->
 
 
 def _control_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
-    return re.compile("|".join(re.escape(token) for token in sorted(_special_tokens(tokenizer))))
+    return re.compile("|".join(re.escape(token) for token in sorted(special_tokens(tokenizer))))
 
 
 def _control_token(pattern: re.Pattern[str], texts: Sequence[str]) -> Problem | None:

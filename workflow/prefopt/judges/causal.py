@@ -12,8 +12,8 @@ from prefopt.errors import BadInput
 from prefopt.judges.answers import RawAnswer
 from prefopt.judges.pairwise import Keep
 from prefopt.judges.templates import CONTROL, JudgeTemplate, Question
+from prefopt.rendering import end_ids, render_prompt, response_ids, style_of
 from prefopt.shares import shares
-from prefopt.tokens import end_ids, render_prompt, response_ids, style_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

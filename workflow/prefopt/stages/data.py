@@ -59,7 +59,7 @@ def prepare_model(build: Build, options: RunOptions) -> None:
 
 def _start_from_scratch(build: Build, spec: ScratchModel) -> None:
     from prefopt.models import new_causal_lm, save_model
-    from prefopt.tokens import train_tokenizer
+    from prefopt.tokenizer_training import train_tokenizer
 
     pairs = read_table(build.parent("pairs") / "pairs.parquet")
     train = pairs[pairs["split"] == "train"]
@@ -74,7 +74,8 @@ def _start_from_scratch(build: Build, spec: ScratchModel) -> None:
 def tokenize(build: Build, options: RunOptions) -> None:
     """Write tokens.parquet and refused.parquet; pairs that do not fit are refused and counted."""
     from prefopt.models import load_config, load_tokenizer
-    from prefopt.tokens import check_embedded, style_of, template_record, tokenize_pairs
+    from prefopt.rendering import style_of, template_record
+    from prefopt.tokens import check_embedded, tokenize_pairs
 
     weights = weights_of(build.parent("base"))
     tokenizer = load_tokenizer(weights.folder, trust_remote_code=weights.trusted)

@@ -33,7 +33,8 @@ def prepare_prompts(build: Build, options: RunOptions) -> None:
     """
     from prefopt.models import load_tokenizer
     from prefopt.prompt_sets import read_prompts
-    from prefopt.tokens import style_of, template_record, tokenize_prompts
+    from prefopt.rendering import style_of, template_record
+    from prefopt.tokens import tokenize_prompts
 
     spec = build.node.spec
     path = build.node.execution.get("path")
@@ -67,7 +68,7 @@ def _write_outputs(build: Build, found: PromptSet, table: pd.DataFrame, tokenize
     import pandas as pd
 
     from prefopt.answers import instruction_text
-    from prefopt.tokens import end_ids, response_ids, style_of
+    from prefopt.rendering import end_ids, response_ids, style_of
 
     without = found.table["output"].isna()
     if without.any():

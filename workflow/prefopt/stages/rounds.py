@@ -76,7 +76,7 @@ def _samples(build: Build, known: pd.DataFrame) -> pd.DataFrame:
     """Samples with the texts of prompts and responses."""
     from prefopt.answers import instruction_text
     from prefopt.models import load_tokenizer
-    from prefopt.tokens import response_texts
+    from prefopt.rendering import response_texts
 
     table = read_table(build.parent("samples") / "samples.parquet", ("prompt_id", "prompt_ids", "response_ids"))
     prompts = known.drop_duplicates("prompt_id").set_index("prompt_id")["prompt"]

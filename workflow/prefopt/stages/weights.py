@@ -116,7 +116,7 @@ def _mixture(build: Build, options: RunOptions, folder: Path) -> tuple[Mixture, 
 def tokenizer_for(build: Build, folder: Path, trusted: bool) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder; BadInput where its vocabulary is not the one of every parent's token ids."""
     from prefopt.models import load_tokenizer
-    from prefopt.tokens import check_same_vocabulary
+    from prefopt.tokenizer_training import check_same_vocabulary
 
     tokenizer = load_tokenizer(folder, trust_remote_code=trusted)
     for artifact in {ref: build.parent(role) for role, ref in build.node.parents.items() if _is_tokens(role)}.values():

@@ -133,7 +133,7 @@ def _reward_margins(given: argparse.Namespace, device: str, prompts: list, sides
     from prefopt.bulk import reward_responses
     from prefopt.models import load_tokenizer
     from prefopt.reward_models import load_reward_model
-    from prefopt.tokens import check_same_vocabulary
+    from prefopt.tokenizer_training import check_same_vocabulary
 
     if len(given.rewards) < 2:
         raise BadInput("--rewards names one reward model; votes and variances need two or more")
