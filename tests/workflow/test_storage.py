@@ -19,7 +19,7 @@ from marks import long
 from prefopt.artifacts import Node, outputs_digest, read_manifest
 from prefopt.bundles import unpack, write_bundle
 from s3_server import s3_server, s3_tools
-from small_project import ROOT, Project, new_project
+from small_project import Project, new_project, snakemake_words
 
 KEYS = {"SNAKEMAKE_STORAGE_S3_ACCESS_KEY": "x", "SNAKEMAKE_STORAGE_S3_SECRET_KEY": "x"}
 
@@ -46,9 +46,7 @@ class Machine(Project):
 
     def command(self, *words: object, provider: str = "fs", prefix: object = "../remote") -> list[str]:
         storage = ("--default-storage-provider", provider, "--default-storage-prefix", prefix)
-        profile = ROOT / "workflow" / "profiles" / "local"
-        command = [sys.executable, "-m", "snakemake", "-s", ROOT / "Snakefile", "--workflow-profile", profile]
-        return list(map(str, [*command, *storage, *words]))
+        return [sys.executable, "-m", *snakemake_words(*storage, *words)]
 
     def jobs(self, plugins: Path, *words: object, **variables: str) -> dict[str, int]:
         """Run with the storage; rule -> number of jobs."""
