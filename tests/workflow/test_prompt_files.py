@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 
+import forked_commands
 from prefopt.items import two_way_interval
 from small_project import DETAILS, ROOT, THINGS, Project, item
 
@@ -117,15 +116,9 @@ def test_the_paper_tier_dry_runs(tmp_path):
     (tmp_path / "alpaca_eval").mkdir()
     for name in ("instruction_difficulty", "df_gamed"):
         (tmp_path / "alpaca_eval" / f"{name}.csv").write_text("preference\n")
-    command = [sys.executable, "-m", "snakemake", "-n", "-s", str(ROOT / "Snakefile"), "--config"]
-    run = subprocess.run(
-        [*command, "items=mallowspo/paper/*,reward_distillation/paper/*"],
-        cwd=tmp_path,
-        env=Project(tmp_path).environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    words = ["snakemake", "-n", "-s", str(ROOT / "Snakefile"), "--config"]
+    words.append("items=mallowspo/paper/*,reward_distillation/paper/*")
+    run = forked_commands.run(words, tmp_path, Project(tmp_path).environment())
     assert run.returncode == 0, run.stdout + run.stderr
     for rule, count in (("paper_item", 10), ("relabel_pairs", 7), ("train_policy", 22), ("prepare_prompts", 5)):
         assert int(run.stdout.split(f"\n{rule} ")[1].split()[0]) >= count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import sys
 import pytest
 import yaml
 
+import forked_commands
 from prefopt.plan import STAGE_VERSIONS, load_plan
 from prefopt.stages import STAGES
 from small_project import ROOT
@@ -23,6 +25,10 @@ RULES = {
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def snakemake(*words: str) -> subprocess.CompletedProcess[str]:
+    return forked_commands.run(["snakemake", *words], ROOT, os.environ)
 
 
 def test_one_rule_for_every_stage_named_as_its_verb():
@@ -43,7 +49,7 @@ def test_every_rule_is_complete(name):
 
 
 def test_snakemake_lint_is_clean():
-    lint = run("snakemake", "--lint", "--config", "items=mallowspo/*")
+    lint = snakemake("--lint", "--config", "items=mallowspo/*")
     assert lint.returncode == 0, lint.stdout + lint.stderr
 
 
@@ -61,7 +67,7 @@ def test_ruff_is_clean():
 def test_every_declared_item_plans_and_dry_runs(tmp_path):
     trials = {}
     for full in ("false", "true"):
-        dry = run("snakemake", "-n", "--config", f"results={tmp_path}", f"full={full}")
+        dry = snakemake("-n", "--config", f"results={tmp_path}", f"full={full}")
         assert dry.returncode == 0, dry.stdout + dry.stderr
         trials[full] = int(re.search(r"^run_trial +(\d+)$", dry.stdout, re.MULTILINE)[1])
     assert 0 < trials["false"] < trials["true"]
