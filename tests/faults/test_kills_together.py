@@ -22,6 +22,8 @@ from killing import FORKS, MANIFEST, Everything, drawn, lasting
 
 from marks import long
 from prefopt.artifacts import Node
+from prefopt.builds import BUILDING, SCRATCH
+from prefopt.contexts import is_locked
 from prefopt.files import read_json
 from prefopt.shares import has_divisible_rows
 from prefopt.stages import STAGES
@@ -86,6 +88,13 @@ def running(pid: int) -> bool:
         return False
 
 
+def let_go(lock: Path) -> None:
+    """A worker that has just been orphaned, or is ending thread by thread, holds its files for a moment more."""
+    limit = time.monotonic() + SECONDS / 10
+    while is_locked(lock) and time.monotonic() < limit:
+        time.sleep(0.05)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(everything, tmp_path_factory) -> Callable[[Node], tuple[float, dict[str, Any]]]:
     """Seconds and manifest of an artifact as two processes make it, made once where it is asked for."""
@@ -110,14 +119,19 @@ def killed(everything: Everything, node: Node, number: signal.Signals, victim: s
     while True:
         shutil.rmtree(everything.results / node.ref, ignore_errors=True)
         job = start(everything, node)
-        code, others = job.wait(delay), job.others()
+        code = job.wait(delay)
+        if code is None:
+            os.kill(job.pid, signal.SIGSTOP)  # it starts no other between being asked for them and being killed
+        others = job.others()
         if code is None and (victim == "first" or others):
             chosen = {"first": job.pid, "rank 0": others[:1], "rank 1": others[-1:]}[victim]
             for pid in [chosen] if isinstance(chosen, int) else chosen:
                 os.kill(pid, number)
+            os.kill(job.pid, signal.SIGCONT)
             if code := ended(job, others):
                 return code
-        else:
+        elif code is None:
+            os.kill(job.pid, signal.SIGCONT)
             ended(job, others)
         delay /= 2
 
@@ -144,6 +158,7 @@ def test_a_job_of_several_processes_that_is_killed_ends_in_the_same_bytes(
         delay = seconds * drawn(f"{stage}/{victim}", number).uniform(0.3, 0.95)
         code = killed(everything, node, number, victim, delay)
         assert code in {-number, 1, 75}, everything.log(node).read_text()  # 1 is torchrun's, whatever went wrong
+        let_go(everything.results / SCRATCH / node.ref / BUILDING)
         everything.check_between(node)
         job = start(everything, node)
         assert ended(job, []) == 0, everything.log(node).read_text()
