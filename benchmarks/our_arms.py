@@ -14,7 +14,8 @@ from benchmarks.conditions import Found, new_model, new_pairs, serve
 from transformers import LlamaForSequenceClassification
 
 from prefopt.bulk import score_responses
-from prefopt.objectives import Objective, PolicyObjective, RewardObjective
+from prefopt.objectives import Objective, RewardObjective
+from prefopt.policy_objective import PolicyObjective
 from prefopt.specs import TrainSpec
 from prefopt.trainer import train
 

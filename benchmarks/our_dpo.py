@@ -12,8 +12,9 @@ import torch
 from benchmarks.conditions import Found, Timer, matmul_rate, new_model, new_pairs, serve
 
 from prefopt.bulk import score_responses
-from prefopt.objectives import PolicyObjective, rows_of_stream
+from prefopt.objectives import rows_of_stream
 from prefopt.packing import padded
+from prefopt.policy_objective import PolicyObjective
 from prefopt.specs import TrainSpec
 from prefopt.trainer import train
 

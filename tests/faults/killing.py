@@ -108,11 +108,11 @@ def _watched(hurt: Hurt) -> list[int]:
 
 def _limit_memory(extra: int, step: int) -> None:
     """Tensors of some size are then asked for at the system, and not taken from what an earlier step gave back."""
-    from prefopt import trainer
+    from prefopt.training_run import Run
 
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 14)
 
-    advance = trainer._Run.advance
+    advance = Run.advance
 
     def limited(run: Any) -> Any:
         if run.step == step:
@@ -121,7 +121,7 @@ def _limit_memory(extra: int, step: int) -> None:
             resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
         return advance(run)
 
-    trainer._Run.advance = limited
+    Run.advance = limited
 
 
 @dataclass

@@ -10,7 +10,7 @@ import tiny
 from prefopt.bulk import reward_pairs, score_pairs
 from prefopt.generation import generate
 from prefopt.models import save_model
-from prefopt.objectives import PolicyObjective
+from prefopt.policy_objective import PolicyObjective
 from prefopt.precision import set_precision
 from prefopt.reward_models import new_reward_model
 from prefopt.scoring import response_scores

@@ -22,8 +22,9 @@ import tiny
 from prefopt.adapters import adapters_off, add_adapter
 from prefopt.generation import generate
 from prefopt.models import load_causal_lm, save_model
-from prefopt.objectives import PolicyObjective, RewardObjective
+from prefopt.objectives import RewardObjective
 from prefopt.packing import packs, padded
+from prefopt.policy_objective import PolicyObjective
 from prefopt.reward_models import load_reward_model, new_reward_model, score_head
 from prefopt.scoring import response_scores, reward_scores
 from prefopt.specs import AdapterSpec, SamplingSpec, TrainSpec

@@ -24,8 +24,9 @@ from transformers import (
 
 import tiny
 from prefopt import packing
-from prefopt.objectives import Moment, PolicyObjective, RewardObjective
+from prefopt.objectives import Moment, RewardObjective
 from prefopt.packing import attention_for, pack, packs, padded
+from prefopt.policy_objective import PolicyObjective
 from prefopt.precision import set_precision
 from prefopt.scoring import projects_linearly, response_scores, reward_scores
 from tiny import exact

@@ -9,12 +9,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import tiny
 from prefopt import fused_head, scoring
-from prefopt.objectives import Moment, PolicyObjective, rows_of_stream
+from prefopt.objectives import Moment, rows_of_stream
 from prefopt.packing import packs, padded
+from prefopt.policy_objective import PolicyObjective
 from prefopt.precision import set_precision
 from prefopt.scoring import projects_linearly, response_scores
 from prefopt.specs import TrainSpec
-from prefopt.trainer import micro_batches, train
+from prefopt.trainer import train
+from prefopt.training_run import micro_batches
 
 SIZE, WORDS, WIDTH = 12, 3000, 32
 PAIRS = {name: [[token % WORDS for token in row] for row in rows] for name, rows in tiny.pairs(SIZE, seed=6).items()}

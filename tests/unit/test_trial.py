@@ -25,7 +25,8 @@ from prefopt.specs import DataSpec, ScratchModel, TokensSpec, TrainSpec
 from prefopt.stages import STAGES, RunOptions, trial
 from prefopt.stages.weights import WEIGHTS, weights_of
 from prefopt.tables import read_table, write_table
-from prefopt.trainer import Visits, _Run, train
+from prefopt.trainer import train
+from prefopt.training_run import Run, Visits
 from prefopt.world import oracle_reward
 
 STEPS, BATCH, PROMPTS = 8, 8, 12
@@ -281,7 +282,7 @@ def test_a_killed_trial_keeps_its_answers_and_ends_as_an_undisturbed_one(project
     node = project.trial_node(**settings)
     undisturbed.rename(undisturbed.with_name("undisturbed"))
     drawn, kills = [], {("draw", 4), ("advance", 5)}
-    whole, advance = trial._Evaluation._answers, _Run.advance
+    whole, advance = trial._Evaluation._answers, Run.advance
 
     def counted(self, model, step):
         table = whole(self, model, step)
@@ -298,7 +299,7 @@ def test_a_killed_trial_keeps_its_answers_and_ends_as_an_undisturbed_one(project
         return advance(self)
 
     monkeypatch.setattr(trial._Evaluation, "_answers", counted)
-    monkeypatch.setattr(_Run, "advance", stopped)
+    monkeypatch.setattr(Run, "advance", stopped)
     for _ in range(2):
         with pytest.raises(Killed), building(node, project.results) as build:
             trial.run_trial(build, OPTIONS)
@@ -311,7 +312,7 @@ def test_a_killed_trial_keeps_its_answers_and_ends_as_an_undisturbed_one(project
 
 def test_answers_lost_from_the_scratch_folder_are_not_passed_over(project, monkeypatch):
     node = project.trial_node(seed=8, at=[0.0, 1.0])
-    advance = _Run.advance
+    advance = Run.advance
 
     def stopped(self):
         if self.step == 4:
@@ -319,7 +320,7 @@ def test_answers_lost_from_the_scratch_folder_are_not_passed_over(project, monke
         return advance(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Run, "advance", stopped)
+        patch.setattr(Run, "advance", stopped)
         with pytest.raises(Killed), building(node, project.results) as build:
             trial.run_trial(build, OPTIONS)
     (project.results / ".scratch" / node.ref / "answers" / "step-000000000.parquet").unlink()

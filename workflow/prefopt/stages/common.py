@@ -17,7 +17,7 @@ from prefopt.rows import Kept
 if TYPE_CHECKING:
     from prefopt.objectives import Objective
     from prefopt.stages import RunOptions
-    from prefopt.trainer import Visits
+    from prefopt.training_run import Visits
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from prefopt.objectives import PolicyObjective, ReferenceSamples
+    from prefopt.policy_objective import PolicyObjective, ReferenceSamples
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def _lists(build: Build, role: str, table: str, pair_ids: pd.Series, columns: li
 
 
 def _regulariser(build: Build) -> ReferenceSamples | None:
-    from prefopt.objectives import ReferenceSamples
+    from prefopt.policy_objective import ReferenceSamples
 
     if build.node.spec["regulariser"] is None:
         return None
@@ -117,7 +117,7 @@ def policy_objective(build: Build, options: RunOptions, model: PreTrainedModel) 
     Raises FailedCheck where the reference scores are not those of ``model``, which training starts from, unless the
     spec says that it continues from another one.
     """
-    from prefopt.objectives import PolicyObjective
+    from prefopt.policy_objective import PolicyObjective
 
     spec = build.node.spec
     rows = token_rows(build.parent("tokens"), "train")

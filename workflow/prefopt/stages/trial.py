@@ -162,7 +162,8 @@ def _means(table: pd.DataFrame) -> dict[str, dict[str, float]]:
 
 def _trained(build: Build, options: RunOptions) -> _Evaluation:
     from prefopt.heads import heads_on
-    from prefopt.trainer import Visits, total_steps
+    from prefopt.optimizers import total_steps
+    from prefopt.training_run import Visits
 
     spec = build.node.spec
     train = TrainSpec.model_validate(spec["train"])
