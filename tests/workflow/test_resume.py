@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -12,8 +13,9 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
-from small_project import TRAIN, Project, item
+from small_project import ROOT, TRAIN, Project, item
 from warm_server import beside_server
 
 LONG = {**TRAIN, "steps": 60}
@@ -203,3 +205,27 @@ def test_a_job_that_slurm_started_imports_for_itself(project):
     run = beside(project, f"{there}; {here}")
     assert run.stdout.splitlines()[0] == "None"
     assert run.stdout.splitlines()[-1] == "0"
+
+
+def test_a_kill_between_an_artifact_and_snakemakes_note_of_it_hides_nothing_behind_it(finished, tmp_path):
+    """Snakemake would make the artifact again, and take what follows from it for there: all of its inputs are."""
+    clone = finished.copy(tmp_path / "project")
+    judgement = next((clone.folder / "results" / "judgements").glob("dpo-*"))
+    metrics = json.loads(clone.spec("metrics", "dpo").read_text())
+    shutil.rmtree(clone.folder / "results" / "metrics" / metrics["id"])
+    shutil.rmtree(clone.folder / "results" / "papers")
+    left = clone.planned_jobs()
+    assert {"win_rate", "paper_item"} <= left.keys()
+    marks = clone.folder / ".snakemake" / "incomplete"
+    marks.mkdir(parents=True, exist_ok=True)
+    for path in judgement.iterdir():
+        name = base64.b64encode(str(path.relative_to(clone.folder)).encode()).decode()
+        (marks / name).write_text('{"external_jobid": null}')
+    assert clone.planned_jobs() == left
+
+
+def test_all_profiles_leave_the_question_what_is_whole_to_artifacts():
+    for path in sorted((ROOT / "workflow" / "profiles").glob("*/config.yaml")):
+        declared = yaml.safe_load(path.read_text())
+        assert declared["ignore-incomplete"] is True, path
+        assert "rerun-incomplete" not in declared, path
