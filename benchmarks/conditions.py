@@ -141,7 +141,7 @@ def matmul_rate(dtype: Any, rounds: int = 20) -> float:
     """GFLOP per CPU second of [2048, 256] x [256, 1408], the best of some rounds: what this machine can do now."""
     import torch
 
-    from prefopt.products import product
+    from prefopt.engine.products import product
 
     left, right = torch.randn(2048, 256).to(dtype), torch.randn(256, 1408).to(dtype)
     seconds = []

@@ -13,10 +13,10 @@ from collections import defaultdict
 from pathlib import Path
 
 from prefopt.artifacts import MANIFEST, Node
-from prefopt.costs import work_of
-from prefopt.machines import cpu_memory, cpu_seconds
 from prefopt.plan import Plan
-from prefopt.sizes import Sizes
+from prefopt.planning.costs import work_of
+from prefopt.planning.machines import cpu_memory, cpu_seconds
+from prefopt.planning.sizes import Sizes
 from prefopt.specs import Config
 
 

@@ -36,7 +36,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from prefopt.decoding import decodes
+from prefopt.engine.decoding import decodes
 from prefopt.generation import end_token_ids, generate
 from prefopt.models import load_causal_lm, load_tokenizer
 from prefopt.plan import load_plan

@@ -30,8 +30,8 @@ from benchmarks.pairs_and_models import environment, markdown, median_range, wri
 from prefopt.artifacts import MANIFEST, Node
 from prefopt.files import read_json
 from prefopt.plan import Plan, load_plan
+from prefopt.processes.warm import SOCKET_VARIABLE, run_beside_server
 from prefopt.stages import STAGES
-from prefopt.warm import SOCKET_VARIABLE, run_beside_server
 
 VERBS = {stage.folder: stage.verb for stage in STAGES.values()}
 

@@ -13,11 +13,11 @@ import torch
 from benchmarks.conditions import Found, new_model, new_pairs, serve
 from transformers import LlamaForSequenceClassification
 
-from prefopt.bulk import score_responses
-from prefopt.objectives import Objective, RewardObjective
-from prefopt.policy_objective import PolicyObjective
+from prefopt.engine.bulk import score_responses
 from prefopt.specs import TrainSpec
 from prefopt.trainer import train
+from prefopt.training.objectives import Objective, RewardObjective
+from prefopt.training.policy_objective import PolicyObjective
 
 
 def measure(*, kind: str, count: int, steps: int, batch: int, precision: str) -> Found:

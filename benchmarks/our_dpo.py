@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from benchmarks.conditions import Found, Timer, matmul_rate, new_model, new_pairs, serve
 
-from prefopt.bulk import score_responses
-from prefopt.objectives import rows_of_stream
-from prefopt.packing import padded
-from prefopt.policy_objective import PolicyObjective
+from prefopt.engine.bulk import score_responses
+from prefopt.engine.packing import padded
 from prefopt.specs import TrainSpec
 from prefopt.trainer import train
+from prefopt.training.objectives import rows_of_stream
+from prefopt.training.policy_objective import PolicyObjective
 
 
 def measure(

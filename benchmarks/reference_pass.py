@@ -38,8 +38,8 @@ SIDES = ("chosen", "rejected")
 
 def ours(told: dict[str, Any]) -> Callable[[], dict[str, Any]]:
     """The pass of our stage ``score-reference``, tables left out."""
-    from prefopt.bulk import score_pairs
-    from prefopt.precision import set_precision
+    from prefopt.engine.bulk import score_pairs
+    from prefopt.engine.precision import set_precision
 
     model = set_precision(new_model(vocabulary=told["vocabulary"]).eval(), told["precision"])
     pairs = typical_pairs(told["pairs"], TRL_BATCH, told["vocabulary"])

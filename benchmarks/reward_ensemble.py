@@ -52,11 +52,11 @@ TRL = {
 
 def ours(told: dict[str, Any]) -> Callable[[], dict[str, Any]]:
     """The members of an ensemble one after another, as the stage makes them, or the heads in one run."""
+    from prefopt.engine.reward_models import new_shared_reward_model
     from prefopt.models import save_model
-    from prefopt.objectives import RewardObjective, SharedRewardObjective
-    from prefopt.reward_models import new_shared_reward_model
     from prefopt.specs import TrainSpec
     from prefopt.trainer import train
+    from prefopt.training.objectives import RewardObjective, SharedRewardObjective
 
     pairs = typical_pairs(told["pairs"], BATCH)
     folder = tempfile.TemporaryDirectory()

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from prefopt.inputs.rendering import render_prompt
+from prefopt.inputs.tokenizer_training import train_tokenizer
 from prefopt.judges.templates import TEMPLATES, Question
 from prefopt.models import new_causal_lm, save_model
-from prefopt.rendering import render_prompt
 from prefopt.specs import ScratchModel
-from prefopt.tokenizer_training import train_tokenizer
 
 
 def judge_tokenizer(kind: str = "bpe") -> PreTrainedTokenizerFast:

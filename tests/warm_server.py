@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from prefopt.warm import SOCKET_VARIABLE
+from prefopt.processes.warm import SOCKET_VARIABLE
 
 _ADDRESS = "PREFOPT_TESTS_WARM"  # not the product's own variable: what tests start by other ways stays cold
 _ROOT = Path(__file__).resolve().parents[1]

@@ -15,11 +15,11 @@ from transformers import PreTrainedTokenizerFast
 
 from prefopt import scoring
 from prefopt.models import new_causal_lm
-from prefopt.objectives import rows_of_stream
-from prefopt.policy_objective import PolicyObjective
 from prefopt.scoring import response_scores
 from prefopt.specs import ScratchModel, TrainSpec
 from prefopt.trainer import train
+from prefopt.training.objectives import rows_of_stream
+from prefopt.training.policy_objective import PolicyObjective
 
 pytestmark = pytest.mark.oracle
 

@@ -1,5 +1,5 @@
 """What the fork server of ``killing`` imports before it forks: all that a warm server of the product imports."""
 
-from prefopt import warm
+from prefopt.processes import warm
 
 warm._load()

@@ -26,11 +26,11 @@ from every_stage import declare, planned
 
 from once import made_once
 from prefopt.artifacts import MANIFEST, Node
-from prefopt.builds import BUILDING, SCRATCH
 from prefopt.contexts import is_locked
 from prefopt.files import read_json
 from prefopt.stages import STAGES
-from prefopt.verification import verify_artifact
+from prefopt.store.builds import BUILDING, SCRATCH
+from prefopt.store.verification import verify_artifact
 
 HERE = Path(__file__).parent
 VERBS = {stage.folder: verb for verb, stage in STAGES.items()}
@@ -108,7 +108,7 @@ def _watched(hurt: Hurt) -> list[int]:
 
 def _limit_memory(extra: int, step: int) -> None:
     """Tensors of some size are then asked for at the system, and not taken from what an earlier step gave back."""
-    from prefopt.training_run import Run
+    from prefopt.training.training_run import Run
 
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 14)
 

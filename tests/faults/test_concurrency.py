@@ -17,10 +17,10 @@ from killing import Everything, Hurt, ended
 
 from marks import long
 from prefopt.artifacts import MANIFEST
-from prefopt.builds import BUILDING, SCRATCH
 from prefopt.contexts import is_locked, locked
 from prefopt.files import read_json
-from prefopt.verification import verify_artifact
+from prefopt.store.builds import BUILDING, SCRATCH
+from prefopt.store.verification import verify_artifact
 from small_project import ROOT, Project
 
 AT_MANIFEST = ("open", f".{MANIFEST}.part")

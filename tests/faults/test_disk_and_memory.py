@@ -19,10 +19,10 @@ import forked_commands
 from marks import LONG
 from prefopt import storage
 from prefopt.artifacts import MANIFEST, Node
-from prefopt.builds import building
-from prefopt.costs import WORK
 from prefopt.errors import TryAgain
 from prefopt.files import read_json, read_lines
+from prefopt.planning.costs import WORK
+from prefopt.store.builds import building
 
 PAGE = 4096  # what a tmpfs gives a file at least
 # One for each way in which files are written: Arrow, safetensors and checkpoints, Rust tokenizers, texts.

@@ -163,7 +163,7 @@ def test_any_files_give_difficulties_or_are_told(folder, rows):
 
 @fuzzed(500, rows=mutated(RECORDS))
 def test_any_records_are_shown_or_told(folder, rows):
-    from prefopt.evaluation_page import page_data
+    from prefopt.reporting.evaluation_page import page_data
 
     path = written(folder / "shown.json", json.dumps(rows).encode())
     found = told_or(lambda: evaluations_of([path], baseline=folder / "base.json"))

@@ -10,12 +10,12 @@ from fuzzing import NASTY_TEXTS, fuzzed, told
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 
+from prefopt.inputs.rendering import end_ids, response_ids
+from prefopt.inputs.tokenizer_training import PAD, train_tokenizer
 from prefopt.judges.causal import CausalJudge
 from prefopt.judges.templates import TEMPLATES, Question
 from prefopt.readers.raw import broken_at
-from prefopt.rendering import end_ids, response_ids
 from prefopt.specs import TokensSpec
-from prefopt.tokenizer_training import PAD, train_tokenizer
 from prefopt.tokens import tokenize_pairs, tokenize_prompts
 
 CHATML = (

@@ -12,10 +12,11 @@ from fuzzing import damaged, fuzzed, mutated, outcome, told
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from prefopt.config import item_files, load_config, load_item, load_yaml, parse
 from prefopt.digests import canonical_json
 from prefopt.errors import BadInput
 from prefopt.plan import load_plan
+from prefopt.planning.config import item_files, load_config, load_item, load_yaml, parse
+from prefopt.planning.yaml_text import parsed_yaml
 from prefopt.specs import (
     Config,
     DataSpec,
@@ -27,7 +28,6 @@ from prefopt.specs import (
     ModelSpec,
     VoteWeightItemSpec,
 )
-from prefopt.yaml_text import parsed_yaml
 from small_project import ROOT
 
 CONFIG = ROOT / "config"

@@ -12,15 +12,15 @@ import pytest
 from fuzzing import damaged, fuzzed, mutated, outcome, told
 from hypothesis import strategies as st
 
-from prefopt import warm
 from prefopt.artifacts import MANIFEST, Node, node_of, read_manifest
-from prefopt.builds import building
 from prefopt.cli import main
 from prefopt.errors import BadInput
 from prefopt.files import read_json, read_lines, read_rows, read_text, write_json, write_lines
-from prefopt.inventory import artifacts, below, made_from
+from prefopt.processes import warm
+from prefopt.store.builds import building
+from prefopt.store.inventory import artifacts, below, made_from
+from prefopt.store.verification import verify_artifact
 from prefopt.tables import read_table, write_table
-from prefopt.verification import verify_artifact
 from small_project import ROOT
 
 PARENT = Node("pairs", 1, "few", {"source": {"kind": "world", "seed": 0}, "limit": 0.5})

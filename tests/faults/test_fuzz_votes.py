@@ -14,9 +14,9 @@ from prefopt.annotators.readers import VOTE_READERS, read_votes
 from prefopt.annotators.source import voted_outcomes
 from prefopt.annotators.votes import CHOICES
 from prefopt.errors import BadInput
-from prefopt.prompt_sets import read_prompts
+from prefopt.inputs.prompt_sets import read_prompts
+from prefopt.inputs.sources import prompts_identity
 from prefopt.readers.raw import REASONS, RawPair
-from prefopt.sources import prompts_identity
 from prefopt.specs import FilePrompts, VotesSource
 from prefopt.verbs.votes_file import agreement_of
 

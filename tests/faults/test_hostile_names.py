@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from prefopt.config import check_place, item_files, load_config
 from prefopt.errors import BadInput
 from prefopt.plan import readable_name
+from prefopt.planning.config import check_place, item_files, load_config
 from prefopt.specs.base import plain_folder
 from small_project import ROOT, Project, hh_rows, item, new_project
 
@@ -127,7 +127,7 @@ def test_items_lie_below_the_declarations(tmp_path, pattern):
 @pytest.mark.parametrize("name", [*HARM, "../x", "-x", "A", ".x", "x\n"])
 @pytest.mark.parametrize("where", ["paper", "item", "arm", "reward"])
 def test_names_of_papers_items_arms_and_ensembles_are_plain(project, where, name):
-    from prefopt.config import load_item
+    from prefopt.planning.config import load_item
 
     content = item()
     if where in ("paper", "item"):

@@ -13,7 +13,7 @@ from browser import CHROMIUM, chromium
 from marks import long
 from prefopt.cli import main
 from prefopt.report import collect_report
-from prefopt.report_page import render_report
+from prefopt.reporting.report_page import render_report
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs chromium on this machine (Debian: chromium)"),

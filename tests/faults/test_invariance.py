@@ -9,12 +9,12 @@ import pytest
 import torch
 
 import tiny
-from prefopt.bulk import reward_pairs, score_pairs
+from prefopt.engine.bulk import reward_pairs, score_pairs
+from prefopt.engine.packing import padded
+from prefopt.engine.precision import set_precision
+from prefopt.engine.reward_models import new_reward_model
 from prefopt.generation import generate
 from prefopt.models import save_model
-from prefopt.packing import padded
-from prefopt.precision import set_precision
-from prefopt.reward_models import new_reward_model
 from prefopt.specs import SamplingSpec
 
 ROWS = 24

@@ -13,8 +13,8 @@ import yaml
 from killing import VERBS, drawn, killed_after, killed_at_write
 
 from marks import LONG
-from prefopt.costs import WORK
 from prefopt.plan import STAGE_VERSIONS
+from prefopt.planning.costs import WORK
 from small_project import ROOT
 
 POINTS = 24 if LONG else 2

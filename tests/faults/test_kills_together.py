@@ -22,12 +22,12 @@ from killing import FORKS, MANIFEST, Everything, drawn, lasting
 
 from marks import long
 from prefopt.artifacts import Node
-from prefopt.builds import BUILDING, SCRATCH
 from prefopt.contexts import is_locked
 from prefopt.files import read_json
-from prefopt.shares import has_divisible_rows
+from prefopt.processes.shares import has_divisible_rows
 from prefopt.stages import STAGES
-from prefopt.verification import verify_artifact
+from prefopt.store.builds import BUILDING, SCRATCH
+from prefopt.store.verification import verify_artifact
 
 pytestmark = long("minutes of processor time")
 

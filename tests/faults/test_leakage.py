@@ -16,16 +16,16 @@ import pytest
 from marks import LONG
 from prefopt.annotators.held_out import Margins, measured, selected_beta
 from prefopt.artifacts import Node
-from prefopt.builds import building
 from prefopt.cli import main
-from prefopt.config import item_files
 from prefopt.digests import canonical_json
 from prefopt.errors import BadInput, FailedCheck
 from prefopt.files import read_json, write_json
 from prefopt.grids.collect import collect_runs
 from prefopt.pairs import build_pairs, normal_prompt
 from prefopt.plan import Plan, load_plan
+from prefopt.planning.config import item_files
 from prefopt.specs import DataSpec, DispersionSpec, ScratchModel, TrainSpec
+from prefopt.store.builds import building
 from prefopt.tables import read_table, write_table
 from small_project import ROOT
 from test_grids import BASE, answers, grid, point, selected, trial

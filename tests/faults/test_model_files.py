@@ -11,13 +11,13 @@ import pytest
 import torch
 
 import tiny
-from prefopt.adapters import ADAPTER_CONFIG, add_adapter, merge_adapter, save_adapter
-from prefopt.checkpoints import load_checkpoint, save_checkpoint
+from prefopt.engine.adapters import ADAPTER_CONFIG, add_adapter, merge_adapter, save_adapter
+from prefopt.engine.reward_models import load_reward_model, new_reward_model
 from prefopt.errors import BadInput
+from prefopt.inputs.sources import model_identity
 from prefopt.models import load_causal_lm, load_tokenizer, save_model
-from prefopt.reward_models import load_reward_model, new_reward_model
-from prefopt.sources import model_identity
 from prefopt.specs import AdapterSpec, LocalModel
+from prefopt.training.checkpoints import load_checkpoint, save_checkpoint
 from small_project import ROOT, item
 
 PICKLES = ("pytorch_model.bin", "model.pt", "weights.pth", "model.ckpt", "model.pkl")
@@ -153,7 +153,7 @@ def test_nothing_in_the_package_reads_pickles_or_yaml_that_builds_objects():
                 assert settings["Loader"] == "_Loader", (path, call.lineno)
                 loads.append(path.name)
     assert sorted(loads) == ["checkpoints.py", "yaml_text.py"]
-    from prefopt.yaml_text import _Loader, yaml
+    from prefopt.planning.yaml_text import _Loader, yaml
 
     assert issubclass(_Loader, yaml.SafeLoader | yaml.CSafeLoader)
 

@@ -16,8 +16,8 @@ from judge_results import waiting_judgement
 from judge_server import JudgeServer, serving
 from marks import long
 from prefopt.cli import main
-from prefopt.config import load_item
 from prefopt.errors import BadInput
+from prefopt.planning.config import load_item
 from prefopt.redaction import RedactingFormatter, redacted
 from prefopt.specs import ServerJudgeSpec
 from prefopt.tracking import find_runs, publish
@@ -203,7 +203,7 @@ def test_a_whole_run_leaves_no_secret(finished, tmp_path, planted):
 def test_a_store_that_cannot_be_read_is_traced_without_its_password(tmp_path, planted):
     with pytest.raises(Exception, match=r"."):
         find_runs(tmp_path)
-    from prefopt.trace import Tracer
+    from prefopt.reporting.trace import Tracer
 
     tracer = Tracer(tmp_path)
     assert tracer.runs == []

@@ -19,12 +19,12 @@ from prefopt.digests import file_sha256
 from prefopt.errors import EXIT_FAILED_CHECK, FailedCheck
 from prefopt.files import read_json, write_json
 from prefopt.models import load_causal_lm, load_tokenizer, save_model
-from prefopt.objectives import rows_of_stream
 from prefopt.report import collect_report
-from prefopt.report_page import render_report
+from prefopt.reporting.report_page import render_report
 from prefopt.specs import DispersionSpec, TrainSpec
 from prefopt.stages.weights import WEIGHTS
 from prefopt.tables import read_table, write_table
+from prefopt.training.objectives import rows_of_stream
 from test_trial import BATCH, DPO, STEPS, TRAIN, Project
 
 MICRO = 4

@@ -7,15 +7,15 @@ import pytest
 import torch
 
 import tiny
-from prefopt.bulk import reward_pairs, score_pairs
+from prefopt.engine.bulk import reward_pairs, score_pairs
+from prefopt.engine.precision import set_precision
+from prefopt.engine.reward_models import new_reward_model
 from prefopt.generation import generate
 from prefopt.models import save_model
-from prefopt.policy_objective import PolicyObjective
-from prefopt.precision import set_precision
-from prefopt.reward_models import new_reward_model
 from prefopt.scoring import response_scores
 from prefopt.specs import SamplingSpec, TrainSpec
 from prefopt.trainer import train
+from prefopt.training.policy_objective import PolicyObjective
 
 pytestmark = [
     pytest.mark.gpu,

@@ -10,9 +10,9 @@ import pandas as pd
 import yaml
 
 from prefopt.artifacts import MANIFEST, Node
-from prefopt.builds import Build, building
 from prefopt.plan import Plan, load_plan
 from prefopt.stages import STAGES, RunOptions
+from prefopt.store.builds import Build, building
 
 
 def build_of(results: Path, stage: str, spec: dict[str, Any], parents: list[str]) -> Build:

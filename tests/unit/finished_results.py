@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from prefopt import exact, items
 from prefopt.artifacts import Node
-from prefopt.builds import building
-from prefopt.exact import collect_exact
+from prefopt.evaluation import exact, items
+from prefopt.evaluation.exact import collect_exact
+from prefopt.evaluation.items import collect_item
 from prefopt.figures import arms_figure, drawing
 from prefopt.files import read_json, write_json, write_lines
-from prefopt.items import collect_item
+from prefopt.store.builds import building
 from prefopt.tables import read_table, write_table
 
 HOSTILE = "<script>alert('x')</script> & \"quoted\""

@@ -18,14 +18,14 @@ import torch
 
 import test_trainer
 import tiny
-from prefopt import parallel
-from prefopt.adapters import add_adapter
+from prefopt.engine.adapters import add_adapter
+from prefopt.engine.reward_models import new_reward_model
 from prefopt.errors import PrefoptError
-from prefopt.heads import heads_on
 from prefopt.models import save_model
-from prefopt.objectives import RewardObjective, SftObjective
-from prefopt.reward_models import new_reward_model
+from prefopt.processes import parallel
 from prefopt.specs import AdapterSpec
+from prefopt.training.heads import heads_on
+from prefopt.training.objectives import RewardObjective, SftObjective
 
 SPEC = test_trainer.SPEC.model_copy(update={"batch_size": 7, "steps": 8})  # two processes: 4 and 3 rows, in passes of 3
 PAIRS = test_trainer.PAIRS

@@ -12,10 +12,10 @@ import tiny
 from judge_models import folder_of, judge_tokenizer, torn
 from prefopt.artifacts import Node, tree_files
 from prefopt.digests import file_sha256
+from prefopt.engine.reward_models import new_reward_model
 from prefopt.files import write_json
 from prefopt.judges.identity import judge_identity
 from prefopt.models import save_model
-from prefopt.reward_models import new_reward_model
 from prefopt.specs import LmJudgeSpec
 
 PAIRS, PROMPTS = 11, 7

@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import tiny
 from artifact_builds import plan_items
-from prefopt.adapters import (
+from prefopt.engine.adapters import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     adapters_off,
@@ -24,17 +24,17 @@ from prefopt.adapters import (
     merge_adapter,
     save_adapter,
 )
-from prefopt.checkpoints import trained_state
+from prefopt.engine.packing import packs
+from prefopt.engine.reward_models import load_reward_model, new_reward_model, score_head
 from prefopt.errors import BadInput
-from prefopt.kernels import use_liger
-from prefopt.layers import layers_run
 from prefopt.models import load_causal_lm, save_model
-from prefopt.objectives import Moment, SftObjective
-from prefopt.packing import packs
-from prefopt.reward_models import load_reward_model, new_reward_model, score_head
 from prefopt.scoring import response_scores, reward_scores
 from prefopt.specs import AdapterSpec, EnsembleSpec, SftSpec, TrainSpec
 from prefopt.trainer import train
+from prefopt.training.checkpoints import trained_state
+from prefopt.training.kernels import use_liger
+from prefopt.training.layers import layers_run
+from prefopt.training.objectives import Moment, SftObjective
 from test_plan import declare
 
 LORA = AdapterSpec(rank=4, alpha=8.0)

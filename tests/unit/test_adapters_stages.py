@@ -12,16 +12,16 @@ import torch
 from safetensors.torch import load_file
 
 import tiny
-from prefopt.adapters import (
+from prefopt.engine.adapters import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     is_adapted,
     merge_adapter,
 )
+from prefopt.engine.packing import packs
 from prefopt.errors import BadInput
 from prefopt.files import read_json, read_lines
 from prefopt.models import load_causal_lm, new_causal_lm, save_model
-from prefopt.packing import packs
 from prefopt.scoring import response_scores
 from prefopt.specs import ScratchModel
 from prefopt.stages import RunOptions, trial

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from prefopt.alike import arms_alike
+from prefopt.evaluation.alike import arms_alike
 
 
 def run(outcome, reward, tokens, prompts=(3, 1, 2)):

@@ -15,8 +15,8 @@ from prefopt.annotators.source import votes_of_table
 from prefopt.annotators.votes import Ballot, VotedPair, rankings_in_pairs, sampled_per_prompt
 from prefopt.dispersion import human_votes, vote_entropy
 from prefopt.errors import BadInput
+from prefopt.inputs.sources import data_identity
 from prefopt.pairs import HELD_OUT_COLUMNS, PAIR_COLUMNS, VOTE_COLUMNS, build_pairs
-from prefopt.sources import data_identity
 from prefopt.specs import DataSpec
 
 ROW = {"prompt": "q", "response_a": "x", "response_b": "y", "annotator": "ann", "vote": "a"}

@@ -10,15 +10,15 @@ import pytest
 
 from annotated_sample import PEOPLE, sample, vote_rows, write_rows
 from prefopt.artifacts import MANIFEST
-from prefopt.builds import building
 from prefopt.cli import main
 from prefopt.errors import BadInput
-from prefopt.exports import export_items, results_table
 from prefopt.files import read_json
 from prefopt.plan import load_plan
 from prefopt.report import collect_report
-from prefopt.report_page import render_report
+from prefopt.reporting.exports import export_items, results_table
+from prefopt.reporting.report_page import render_report
 from prefopt.stages import STAGES, RunOptions
+from prefopt.store.builds import building
 from prefopt.tables import read_table
 
 MODEL = """

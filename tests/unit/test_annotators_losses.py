@@ -9,7 +9,7 @@ import torch
 
 from prefopt.batch import PairBatch
 from prefopt.losses import LOSSES, get_loss
-from prefopt.policy_objective import PolicyObjective
+from prefopt.training.policy_objective import PolicyObjective
 
 NAMES = ("dpo_votes", "cdpo_votes", "distill_votes")
 

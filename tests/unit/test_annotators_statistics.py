@@ -143,7 +143,7 @@ def test_without_ties_it_is_bradley_terry_and_turning_pairs_changes_nothing():
     assert fitted.nu == 0.0
     turned = davidson(b, a, counts[:, [1, 0, 2]])
     assert turned.strength == pytest.approx(fitted.strength)
-    from prefopt.bradley_terry import bradley_terry
+    from prefopt.evaluation.bradley_terry import bradley_terry
 
     pd = pytest.importorskip("pandas")
     rows = [

@@ -19,16 +19,16 @@ from transformers import (
 )
 
 import tiny
-from prefopt.adapters import adapters_off, add_adapter
+from prefopt.engine.adapters import adapters_off, add_adapter
+from prefopt.engine.packing import packs, padded
+from prefopt.engine.reward_models import load_reward_model, new_reward_model, score_head
 from prefopt.generation import generate
 from prefopt.models import load_causal_lm, save_model
-from prefopt.objectives import RewardObjective
-from prefopt.packing import packs, padded
-from prefopt.policy_objective import PolicyObjective
-from prefopt.reward_models import load_reward_model, new_reward_model, score_head
 from prefopt.scoring import response_scores, reward_scores
 from prefopt.specs import AdapterSpec, SamplingSpec, TrainSpec
 from prefopt.trainer import train
+from prefopt.training.objectives import RewardObjective
+from prefopt.training.policy_objective import PolicyObjective
 
 PAIRS = tiny.pairs(8, seed=5)
 PROMPTS, BOTH = PAIRS["prompt_ids"], PAIRS["chosen_ids"] + PAIRS["rejected_ids"]

@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 
 from prefopt.artifacts import MANIFEST, Node
-from prefopt.builds import building
 from prefopt.errors import BadInput
 from prefopt.files import read_json, write_json
+from prefopt.store.builds import building
+from prefopt.store.verification import verify_artifact
 from prefopt.tables import join_one_to_one
-from prefopt.verification import verify_artifact
 
 
 def node(**changes):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import pkgutil
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 
@@ -15,8 +16,9 @@ import prefopt
 PACKAGE = Path(prefopt.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 TESTS = PACKAGE.parents[1] / "tests"
-FILE_READERS = {"bundles", "digests", "files", "tables", "storage"}
-FILE_READERS |= {"config", "sources", "containers", "pairs", "checkpoints", "tracking", "report"}
+FILE_READERS = {"store.bundles", "digests", "files", "tables", "storage", "contexts", "pairs", "tracking", "report"}
+FILE_READERS |= {"planning.config", "inputs.sources", "inputs.containers", "training.checkpoints"}
+FILE_READERS |= {"stages", "verbs", "plan", "processes.warm", "processes.launch"}
 
 # What a layer may import of this package, at its top or inside its functions: those named, and what they may.
 LAYERS = {
@@ -24,15 +26,36 @@ LAYERS = {
     "json_text": "",
     "contexts": "",
     "digests": "",
-    "provenance": "",
     "storage": "contexts errors",
     "tables": "errors",
     "files": "errors json_text storage",
+    "team": "errors storage",
     "artifacts": "digests files",
-    "readers": "errors markup",
-    "verification": "artifacts",
-    "builds": "provenance team verification",
-    "bundles": "builds",
+    "readers": "errors",
+    "store.provenance": "",
+    "store.verification": "artifacts",
+    "store.builds": "store.provenance team store.verification",
+    "store.bundles": "store.builds",
+}
+
+# Groups of modules, and which other groups each may import.
+GROUPS = {
+    "inputs": "",
+    "store": "",
+    "evaluation": "",
+    "processes": "store",
+    "engine": "inputs processes",
+    "training": "engine processes",
+    "planning": "inputs processes",
+    "reporting": "evaluation store",
+}
+
+# Who alone may import a group, beside those that GROUPS allows.
+USERS = {
+    "planning": "plan procedures studies verbs",
+    "store": "stages verbs",
+    "training": "stages trainer",
+    "reporting": "report stages tracking verbs",
 }
 
 
@@ -95,8 +118,42 @@ def test_a_layer_imports_only_those_below_it(layer):
     def below(name):
         return {name}.union(*map(below, LAYERS.get(name, "").split()))
 
-    inside = {m.split(".")[1] for m in imports_of(layer) if m.startswith("prefopt.")}
-    assert inside <= below(layer)
+    inside = {m.split(".", 1)[1] for m in imports_of(layer) if m.startswith("prefopt.") and m[8:] not in GROUPS}
+    assert {m for m in inside if not within(m, below(layer))} == set()
+
+
+def test_every_package_is_a_group_or_says_what_it_is_about():
+    """A new package states here what it may import, or is one of those that are a subject of their own."""
+    subjects = {"annotators", "grids", "judges", "losses", "mallows", "outer", "procedures", "readers", "specs"}
+    subjects |= {"stages", "studies", "templates", "verbs", "world"}
+    assert {p.name for p in PACKAGE.iterdir() if p.is_dir() and p.name != "__pycache__"} == subjects | set(GROUPS)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_group_imports_only_the_groups_below_it(group):
+    inside = {m.split(".")[1] for m in imports_of(group) if m.startswith("prefopt.")}
+    assert inside & (set(GROUPS) | {"stages", "verbs"}) <= {group, *GROUPS[group].split()}
+
+
+@pytest.mark.parametrize("group", USERS)
+def test_a_group_is_imported_only_by_its_users(group):
+    above = {name for name, below in GROUPS.items() if group in below.split()}
+    assert {name.split(".")[1] for name in importers(f"prefopt.{group}")} - {group} <= above | set(USERS[group].split())
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_group_of_modules_imports_none_of_them_by_itself(group):
+    """Its name alone costs nothing, and says in its docstring what belongs there."""
+    tree = ast.parse((PACKAGE / group / "__init__.py").read_text(encoding="utf-8"))
+    assert len(tree.body) == 1
+    assert ast.get_docstring(tree)
+
+
+def test_planning_and_evaluation_never_import_torch():
+    """Not even inside functions or through ``LazyModule``."""
+    for group in ("planning", "evaluation"):
+        assert not {m for m in imports_of(group) if m.split(".")[0] in {"torch", "transformers", "peft"}}
+        assert "prefopt.lazy" not in imports_of(group)
 
 
 def test_what_tests_and_benchmarks_import_is_there():
@@ -112,8 +169,14 @@ def test_what_tests_and_benchmarks_import_is_there():
 
 def imports_of(layer: str) -> set[str]:
     """What a module imports, or all modules of a package together."""
-    files = (PACKAGE / layer).glob("*.py") if (PACKAGE / layer).is_dir() else [PACKAGE / f"{layer}.py"]
+    place = PACKAGE.joinpath(*layer.split("."))
+    files = place.glob("*.py") if place.is_dir() else [place.with_suffix(".py")]
     return set().union(*map(imported_by, files))
+
+
+def within(module: str, places: Collection[str]) -> bool:
+    """Whether a module, or a name in it, is one of these modules or in one of these packages."""
+    return any(module == place or module.startswith(f"{place}.") for place in places)
 
 
 def submodule(package, name: str) -> bool:
@@ -122,14 +185,13 @@ def submodule(package, name: str) -> bool:
 
 def test_only_scoring_and_decoding_see_logits():
     users = {name_of(p) for p in MODULES if ".logits" in p.read_text(encoding="utf-8")}
-    assert users == {"prefopt.scoring", "prefopt.decoding"}
+    assert users == {"prefopt.scoring", "prefopt.engine.decoding"}
 
 
 def test_library_modules_do_not_touch_files():
     """Reading and writing belong to the stages, and to the few modules whose business are files."""
     words = ("open(", ".read_text(", ".write_text(", "to_parquet(", "read_parquet(")
     for path in MODULES:
-        top = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        if top not in FILE_READERS | {"stages", "verbs", "warm", "launch", "plan", "contexts"}:
+        if not within(name_of(path).removeprefix("prefopt."), FILE_READERS):
             text = path.read_text(encoding="utf-8")
             assert not any(f" {word}" in text or f"({word}" in text or f".{word}" in text for word in words), path

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from prefopt.bradley_terry import bradley_terry, elo, style_difference
 from prefopt.cli import main
 from prefopt.errors import BadInput
+from prefopt.evaluation.bradley_terry import bradley_terry, elo, style_difference
 
 TRUE = {"a": 1.0, "b": 0.3, "c": -0.2, "d": -1.1}  # sum 0
 

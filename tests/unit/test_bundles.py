@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from prefopt.artifacts import MANIFEST, Node
-from prefopt.builds import building
-from prefopt.bundles import store_of, unpack, unpack_from, write_bundle
 from prefopt.cli import main
 from prefopt.errors import BadInput, FailedCheck
 from prefopt.files import json_text, write_json
-from prefopt.verification import verify_artifact
+from prefopt.store.builds import building
+from prefopt.store.bundles import store_of, unpack, unpack_from, write_bundle
+from prefopt.store.verification import verify_artifact
 
 PARENT = Node(stage="pairs", version=1, name="p", spec={"seed": 0})
 CHILD = Node(stage="tokens", version=1, name="t", spec={}, parents={"pairs": PARENT.ref})
@@ -144,7 +144,7 @@ STAGE = """
 import sys
 from pathlib import Path
 from prefopt.artifacts import node_of
-from prefopt.builds import building
+from prefopt.store.builds import building
 print("runs", file=sys.stderr)
 with building(node_of(Path(sys.argv[1])), Path(sys.argv[2])) as build:
     (build.work / "b.txt").write_text((build.parent("pairs") / "folder" / "a.txt").read_text())

@@ -11,8 +11,8 @@ import pytest
 from scipy import stats
 
 from prefopt.cli import main
-from prefopt.comparison import EXACT_BELOW, compare_policies, mcnemar
 from prefopt.errors import BadInput
+from prefopt.evaluation.comparison import EXACT_BELOW, compare_policies, mcnemar
 
 WIN, TIE, LOSS = 2.0, 1.5, 1.0
 NONE = math.nan

@@ -9,9 +9,9 @@ import sys
 import pytest
 import yaml
 
-from prefopt.config import item_files, load_config, load_item, load_yaml, parse
 from prefopt.errors import BadInput
-from prefopt.schema import schemas
+from prefopt.planning.config import item_files, load_config, load_item, load_yaml, parse
+from prefopt.planning.schema import schemas
 from prefopt.specs import DataSpec, EnsembleSpec, ItemSpec, ModelSpec, TrainSpec
 
 TRAIN = {"steps": 2}
@@ -118,6 +118,6 @@ def test_schema_accepts_the_declared_items_and_refuses_a_typo(root):
 
 def test_planning_imports_no_torch():
     heavy = "{'torch', 'transformers', 'pandas'}"
-    code = f"import sys, prefopt.plan, prefopt.cli, prefopt.schema; print({heavy} & set(sys.modules))"
+    code = f"import sys, prefopt.plan, prefopt.cli, prefopt.planning.schema; print({heavy} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"

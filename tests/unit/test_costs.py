@@ -8,10 +8,11 @@ import pytest
 from benchmarks.cost_model import compared
 
 from prefopt.cli import main
-from prefopt.costs import WORK, Work, work_of
 from prefopt.errors import BadInput
 from prefopt.files import write_json
-from prefopt.machines import (
+from prefopt.plan import STAGE_VERSIONS, Plan, load_plan
+from prefopt.planning.costs import WORK, Work, work_of
+from prefopt.planning.machines import (
     BANDWIDTH_USED,
     CPU_TRAIN,
     GPU_CONTEXT,
@@ -24,9 +25,8 @@ from prefopt.machines import (
     placed_rows,
     stage_costs,
 )
-from prefopt.plan import STAGE_VERSIONS, Plan, load_plan
-from prefopt.plan_text import duration, plan_lines, size
-from prefopt.sizes import Model, Sizes
+from prefopt.planning.sizes import Model, Sizes
+from prefopt.planning.text import duration, plan_lines, size
 from prefopt.specs import Config
 
 TRAIN = {"steps": 10, "epochs": None, "batch_size": 4, "optimizer": "adamw", "precision": "fp32"}

@@ -32,13 +32,13 @@ from transformers import (
 )
 
 import tiny
-from prefopt import drawing
-from prefopt.decoding import decode, decodes, plain
-from prefopt.drawing import Drawer, nucleus
+from prefopt.engine import drawing
+from prefopt.engine.decoding import decode, decodes, plain
+from prefopt.engine.drawing import Drawer, nucleus
+from prefopt.engine.lean import is_plain_llama
+from prefopt.engine.precision import set_precision
 from prefopt.errors import BadInput
 from prefopt.generation import generate
-from prefopt.lean import is_plain_llama
-from prefopt.precision import set_precision
 from prefopt.specs import SamplingSpec
 
 SIZES = {

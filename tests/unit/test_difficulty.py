@@ -11,10 +11,10 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from prefopt.cli import main
-from prefopt.difficulty import fit_difficulty
 from prefopt.errors import BadInput
-from prefopt.joint_fit import JointRows, fit_joint
-from prefopt.length_control import kkt_residual, length_term, sigmoid
+from prefopt.evaluation.difficulty import fit_difficulty
+from prefopt.evaluation.joint_fit import JointRows, fit_joint
+from prefopt.evaluation.length_control import kkt_residual, length_term, sigmoid
 
 
 def simulated(models=12, prompts=150, seed=0, draws=None):

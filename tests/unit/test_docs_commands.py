@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from prefopt.cli import parser
-from prefopt.config import item_files
 from prefopt.errors import BadInput
+from prefopt.planning.config import item_files
 from prefopt.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,9 +17,9 @@ import pandas as pd
 import pytest
 
 from prefopt.cli import main
-from prefopt.evaluation_figures import length_relation, rate_estimate, win_rate_figure
-from prefopt.evaluation_page import Evaluation, page_data, render_page, shown_row, verdict_of
-from prefopt.length_control import Comparison
+from prefopt.evaluation.length_control import Comparison
+from prefopt.reporting.evaluation_figures import length_relation, rate_estimate, win_rate_figure
+from prefopt.reporting.evaluation_page import Evaluation, page_data, render_page, shown_row, verdict_of
 from prefopt.stages.shown import evaluations_of
 from prefopt.winrate import length_controlled_win_rate
 

@@ -9,7 +9,9 @@ import pytest
 import fake_grids
 import finished_results
 from prefopt.errors import BadInput
-from prefopt.exports import (
+from prefopt.files import read_json
+from prefopt.report import ancestors, cost
+from prefopt.reporting.exports import (
     BEGIN,
     END,
     _without_most_curves,
@@ -18,8 +20,6 @@ from prefopt.exports import (
     update_readme,
     with_table,
 )
-from prefopt.files import read_json
-from prefopt.report import ancestors, cost
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from prefopt import fused_head
-from prefopt.fused_head import token_logp
+from prefopt.engine import fused_head
+from prefopt.engine.fused_head import token_logp
 
 POSITIONS, WIDTH, WORDS = 23, 6, 31
 

@@ -7,13 +7,13 @@ import torch
 from transformers import GenerationConfig
 
 import tiny
-from prefopt import decoding
 from prefopt.artifacts import Node
+from prefopt.engine import decoding
+from prefopt.engine.vllm_engine import request
 from prefopt.errors import BadInput
 from prefopt.files import read_json
 from prefopt.generation import generate
 from prefopt.specs import SamplingSpec
-from prefopt.vllm_engine import request
 
 PROMPTS = [[tiny.BOS, *row] for row in tiny.token_rows(10, 1, 9, seed=2)]
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from grid_items import PROMPTS, answers, arm, claim, grid, judged, noise, point, trial
-from prefopt.addresses import item_numbers
 from prefopt.errors import FailedCheck
+from prefopt.evaluation.items import DIRECTION_ONLY, NO_CLAIM, NOT_REPRODUCED, NOT_RUN
 from prefopt.grids.collect import collect_runs
 from prefopt.grids.estimates import crossed_interval, seed_interval, welch
 from prefopt.grids.lengths import length_controlled
-from prefopt.items import DIRECTION_ONLY, NO_CLAIM, NOT_REPRODUCED, NOT_RUN
+from prefopt.reporting.addresses import item_numbers
 
 BASE = noise(0)
 

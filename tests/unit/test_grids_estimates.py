@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from prefopt.evaluation.length_control import length_term, sigmoid
 from prefopt.grids.estimates import crossed_interval, seed_interval, welch
 from prefopt.grids.lengths import length_controlled
-from prefopt.length_control import length_term, sigmoid
 
 
 def test_crossed_interval_by_hand():

@@ -9,13 +9,13 @@ import pytest
 from finished_results import make
 from grid_items import HEAD, answers, arm, claim, grid, noise, point
 from prefopt.artifacts import MANIFEST
-from prefopt.builds import building
+from prefopt.evaluation.items import DIRECTION_ONLY
 from prefopt.files import read_json, read_rows, write_lines
-from prefopt.items import DIRECTION_ONLY
 from prefopt.stages import RunOptions
 from prefopt.stages.paper import paper_item
+from prefopt.store.builds import building
+from prefopt.store.verification import verify_artifact
 from prefopt.tables import write_table
-from prefopt.verification import verify_artifact
 
 BASE = noise(0)
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from grid_items import PROMPTS, answers, arm, grid, judged, noise, point, trial
+from prefopt.evaluation.items import DIRECTION_ONLY, NOT_REPRODUCED, NOT_RUN
 from prefopt.grids.claims import between_curves, slope
 from prefopt.grids.collect import collect_runs, collect_weights
 from prefopt.grids.runs import Missing
 from prefopt.grids.weights import QUANTITIES, Sample, value_of
-from prefopt.items import DIRECTION_ONLY, NOT_REPRODUCED, NOT_RUN
 
 BASE = noise(0)
 AT = [0.0, 0.5, 1.0]

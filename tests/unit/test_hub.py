@@ -20,7 +20,7 @@ from prefopt.artifacts import Node, tree_files
 from prefopt.digests import file_sha256
 from prefopt.errors import BadInput
 from prefopt.files import read_json
-from prefopt.hub import model_snapshot
+from prefopt.inputs.hub import model_snapshot
 from prefopt.models import load_causal_lm, save_model
 from prefopt.stages.weights import weights_of
 

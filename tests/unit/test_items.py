@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from prefopt import items
 from prefopt.errors import FailedCheck
+from prefopt.evaluation import items
 
 PROMPTS = 120
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from prefopt.errors import FailedCheck
-from prefopt.items import collect_item, markdown, table, two_way_interval
+from prefopt.evaluation.items import collect_item, markdown, table, two_way_interval
 
 PROMPTS = 40
 

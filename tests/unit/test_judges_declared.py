@@ -9,9 +9,9 @@ import yaml
 
 from artifact_builds import plan_items
 from judge_models import folder_of, judge_tokenizer, tiny_judge
-from prefopt.config import load_yaml, parse
 from prefopt.errors import BadInput
 from prefopt.judges.templates import TEMPLATES
+from prefopt.planning.config import load_yaml, parse
 from prefopt.specs import GridEvaluateSpec, JudgeSpec
 
 TRAIN = {"steps": 2, "batch_size": 4}

@@ -16,12 +16,12 @@ from prefopt.artifacts import Node
 from prefopt.cli import main
 from prefopt.errors import BadInput
 from prefopt.files import read_json, write_json
+from prefopt.inputs.rendering import render_prompt
 from prefopt.judges.cache import AnswerCache
 from prefopt.judges.causal import CausalJudge, label_ids
 from prefopt.judges.pairwise import PairwiseJudge
 from prefopt.judges.templates import TEMPLATES, Question
 from prefopt.judging import judge_both_orders
-from prefopt.rendering import render_prompt
 from prefopt.specs import LmJudgeSpec, LocalModel
 
 LABELS = ["m", "M"]

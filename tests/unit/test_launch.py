@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from prefopt import launch, progress
+from prefopt import progress
 from prefopt.cli import main
+from prefopt.processes import launch
 
 WORKFLOW = """
 sleep 0.2

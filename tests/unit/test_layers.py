@@ -11,11 +11,11 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import tiny
-from prefopt import layers
-from prefopt.layers import layers_run
-from prefopt.packing import packs, padded
-from prefopt.precision import set_precision
+from prefopt.engine.packing import packs, padded
+from prefopt.engine.precision import set_precision
 from prefopt.scoring import projects_linearly, response_scores
+from prefopt.training import layers
+from prefopt.training.layers import layers_run
 
 PAIRS = tiny.pairs(6, seed=2)
 BOTH = PAIRS["chosen_ids"] + PAIRS["rejected_ids"]

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from prefopt.lc_values import prompt_values
-from prefopt.length_control import comparison_of, fit_l1_logistic, sigmoid
+from prefopt.evaluation.lc_values import prompt_values
+from prefopt.evaluation.length_control import comparison_of, fit_l1_logistic, sigmoid
 from prefopt.winrate import length_controlled_interval, length_controlled_win_rate
 
 N = 300

@@ -12,12 +12,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import tiny
-from prefopt.adapters import add_adapter
-from prefopt.layers import layers_run
-from prefopt.lean_body import lean_states, runs_lean
-from prefopt.packing import attention_for, pack, pad
-from prefopt.precision import set_precision
+from prefopt.engine.adapters import add_adapter
+from prefopt.engine.lean_body import lean_states, runs_lean
+from prefopt.engine.packing import attention_for, pack, pad
+from prefopt.engine.precision import set_precision
 from prefopt.specs import AdapterSpec
+from prefopt.training.layers import layers_run
 
 WIDTH, INNER = 32, 48
 

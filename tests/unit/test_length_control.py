@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from prefopt import length_control
 from prefopt.errors import BadInput
-from prefopt.length_control import fit_l1_logistic, kkt_residual, length_controlled_from_weights, sigmoid
+from prefopt.evaluation import length_control
+from prefopt.evaluation.length_control import fit_l1_logistic, kkt_residual, length_controlled_from_weights, sigmoid
 from prefopt.winrate import length_controlled_interval, length_controlled_win_rate
 
 LC = "length_controlled_win_rate"

@@ -7,9 +7,9 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import tiny
+from prefopt.engine.reward_models import load_reward_model, new_reward_model
 from prefopt.errors import BadInput
 from prefopt.models import load_causal_lm, load_tokenizer, new_causal_lm, pick_device, save_model
-from prefopt.reward_models import load_reward_model, new_reward_model
 
 IDS = torch.tensor([[1, 5, 9, 7]])
 

@@ -23,12 +23,12 @@ from transformers import (
 )
 
 import tiny
-from prefopt import packing
-from prefopt.objectives import Moment, RewardObjective
-from prefopt.packing import attention_for, pack, packs, padded
-from prefopt.policy_objective import PolicyObjective
-from prefopt.precision import set_precision
+from prefopt.engine import packing
+from prefopt.engine.packing import attention_for, pack, packs, padded
+from prefopt.engine.precision import set_precision
 from prefopt.scoring import projects_linearly, response_scores, reward_scores
+from prefopt.training.objectives import Moment, RewardObjective
+from prefopt.training.policy_objective import PolicyObjective
 from tiny import exact
 
 PAIRS = tiny.pairs(9, seed=4)

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from prefopt.config import item_files, load_item
 from prefopt.errors import BadInput
 from prefopt.plan import Plan, load_plan
+from prefopt.planning.config import item_files, load_item
 from prefopt.specs import GridItemSpec
 
 # What a user has to bring, relative to data_root: no revision of it is known to us, or it is not ours to ship.

@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM
 import parallel_runs
 import tiny
 from parallel_runs import CUT_AT, RUNS, SPEC, policy, state_of
-from prefopt import parallel
 from prefopt.errors import BadInput
 from prefopt.models import save_model
+from prefopt.processes import parallel
 
 BAND = 2e-5  # float32: sums of 7 rows in another order, over 8 steps
 

@@ -12,11 +12,20 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tiny
-from prefopt import fused_head, products, scoring
-from prefopt.bulk import score_pairs
-from prefopt.packing import packs
-from prefopt.precision import set_precision
-from prefopt.products import Linear, add_weight_gradient, is_linear, linear, multiply_by_onednn, product, product_into
+from prefopt import scoring
+from prefopt.engine import fused_head, products
+from prefopt.engine.bulk import score_pairs
+from prefopt.engine.packing import packs
+from prefopt.engine.precision import set_precision
+from prefopt.engine.products import (
+    Linear,
+    add_weight_gradient,
+    is_linear,
+    linear,
+    multiply_by_onednn,
+    product,
+    product_into,
+)
 from prefopt.scoring import projects_linearly, response_scores
 
 BAND = 1e-5  # of sums of a thousand fp32 products of normal numbers, against the largest of them

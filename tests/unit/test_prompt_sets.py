@@ -10,18 +10,18 @@ import pandas as pd
 import pytest
 
 from prefopt.artifacts import Node
-from prefopt.builds import Build
 from prefopt.errors import BadInput
 from prefopt.files import read_json
+from prefopt.inputs.prompt_sets import read_prompts
+from prefopt.inputs.rendering import render_prompt
+from prefopt.inputs.sources import prompts_identity
+from prefopt.inputs.tokenizer_training import BOS, train_tokenizer
 from prefopt.models import load_tokenizer, save_model
 from prefopt.pairs import digest63
-from prefopt.prompt_sets import read_prompts
-from prefopt.rendering import render_prompt
-from prefopt.sources import prompts_identity
 from prefopt.specs import AlpacaEvalPrompts, FilePrompts, TokensSpec
 from prefopt.stages import STAGES, RunOptions
 from prefopt.stages.tables import prompt_origins, prompt_rows, prompt_texts
-from prefopt.tokenizer_training import BOS, train_tokenizer
+from prefopt.store.builds import Build
 from tiny import causal_lm
 
 ROWS = [

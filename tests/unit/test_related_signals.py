@@ -14,16 +14,16 @@ import torch
 import tiny
 from prefopt.calibration import expected_win_rates, pair_win_rates
 from prefopt.errors import BadInput, TryAgain
-from prefopt.heads import head_margin, heads_on, prompt_value
-from prefopt.objectives import Moment
+from prefopt.inputs.rewriting import rewrite_chosen
 from prefopt.pairs import digest63
-from prefopt.policy_objective import PolicyObjective
-from prefopt.rewriting import rewrite_chosen
 from prefopt.scoring import response_scores
 from prefopt.specs import TrainSpec
-from prefopt.token_sets import diff_masks, shared_subset
 from prefopt.trainer import train
-from prefopt.training_run import Visits
+from prefopt.training.heads import head_margin, heads_on, prompt_value
+from prefopt.training.objectives import Moment
+from prefopt.training.policy_objective import PolicyObjective
+from prefopt.training.token_sets import diff_masks, shared_subset
+from prefopt.training.training_run import Visits
 
 # --- token sets -------------------------------------------------------------------------------------------------------
 

@@ -13,17 +13,17 @@ import yaml
 
 from artifact_builds import make_all, plan_of, trial_of
 from prefopt.artifacts import MANIFEST, Node
-from prefopt.builds import Build
 from prefopt.errors import BadInput
 from prefopt.files import read_json, read_lines
-from prefopt.methods_page import page_with_tables
 from prefopt.models import load_causal_lm
 from prefopt.procedures import PROCEDURES
+from prefopt.reporting.methods_page import page_with_tables
 from prefopt.scoring import response_scores
 from prefopt.stages import RunOptions
 from prefopt.stages.policy import collect_signals
 from prefopt.stages.tables import token_rows
 from prefopt.stages.weights import weights_of
+from prefopt.store.builds import Build
 from prefopt.tables import read_table
 
 WORLD = {"source": {"kind": "world", "prompts": 120, "pairs": 120}, "splits": {"train": 0.6, "judge": 0.0, "test": 0.4}}

@@ -16,7 +16,7 @@ from prefopt import figures
 from prefopt.files import read_json
 from prefopt.grids import pages
 from prefopt.report import collect_report, cost
-from prefopt.report_page import NOT_MADE, render_report
+from prefopt.reporting.report_page import NOT_MADE, render_report
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 

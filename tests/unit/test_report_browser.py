@@ -8,10 +8,10 @@ import fake_grids
 import finished_grids
 import finished_results
 from browser import CHROMIUM, DESKTOP, PHONE, chromium
-from prefopt import versions
 from prefopt.report import collect_report
-from prefopt.report_page import render_report
-from prefopt.versions_page import render_versions
+from prefopt.reporting import versions
+from prefopt.reporting.report_page import render_report
+from prefopt.reporting.versions_page import render_versions
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium on this machine (Debian: chromium)")
 

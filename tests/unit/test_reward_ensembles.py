@@ -17,18 +17,18 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 
 import tiny
 from prefopt.artifacts import MANIFEST
-from prefopt.bulk import reward_pairs, score_pairs, score_responses
 from prefopt.cli import main
+from prefopt.engine.bulk import reward_pairs, score_pairs, score_responses
+from prefopt.engine.reward_models import load_reward_model, new_reward_model, new_shared_reward_model
 from prefopt.ensemble import diagnostics, reward_margins
 from prefopt.errors import BadInput
 from prefopt.files import read_lines
 from prefopt.models import save_model
-from prefopt.objectives import Moment, RewardObjective, SharedRewardObjective
 from prefopt.plan import load_plan
-from prefopt.reward_models import load_reward_model, new_reward_model, new_shared_reward_model
 from prefopt.specs import EnsembleSpec
 from prefopt.stages import STAGES
 from prefopt.tables import read_table
+from prefopt.training.objectives import Moment, RewardObjective, SharedRewardObjective
 
 TRAIN = {"steps": 3, "batch_size": 8}
 MOMENT = Moment(0, 1, 0)
@@ -363,7 +363,7 @@ _PROBE_TOKENS = 2 * 4 + 4 * 5 + 12  # whether logits are head(body), and whether
 
 def _policy_tokens(tokens, node):
     """Tokens of the check at step 0 and of the steps, every prompt once."""
-    from prefopt.objectives import rows_of_stream
+    from prefopt.training.objectives import rows_of_stream
 
     rows = tokens[tokens["split"] == "train"].reset_index(drop=True)
     size = rows["prompt_ids"].map(len) + rows["chosen_ids"].map(len) + rows["rejected_ids"].map(len)

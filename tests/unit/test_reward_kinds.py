@@ -10,13 +10,14 @@ import torch
 
 import tiny
 from prefopt.dispersion import rating_spread
+from prefopt.engine.reward_models import new_shared_reward_model
 from prefopt.errors import BadInput
 from prefopt.models import save_model
-from prefopt.objectives import Moment, RewardObjective
 from prefopt.outer.general_preference import against_policy, scores
 from prefopt.outer.rounds import class_moments, wasserstein
-from prefopt.reward_models import new_shared_reward_model
-from prefopt.reward_objectives import (
+from prefopt.scoring import reward_scores
+from prefopt.training.objectives import Moment, RewardObjective
+from prefopt.training.reward_objectives import (
     PreferenceObjective,
     RatingObjective,
     preference,
@@ -24,7 +25,6 @@ from prefopt.reward_objectives import (
     rating_moments,
     rating_targets,
 )
-from prefopt.scoring import reward_scores
 
 START = Moment(0, 1, 0)
 PAIRS = tiny.pairs(4, seed=2)

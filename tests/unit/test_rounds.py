@@ -15,11 +15,13 @@ from scipy.special import logsumexp, softmax
 
 from artifact_builds import make_all, plan_of, trial_of
 from loss_batches import ADVANTAGE, TOKENS, close, t, three_pairs
-from prefopt.answers import Mixture, draw_answers, log_ratio
-from prefopt.bulk import score_responses
 from prefopt.calibration import expected_win_rates
+from prefopt.engine.answers import Mixture, draw_answers, log_ratio
+from prefopt.engine.bulk import score_responses
+from prefopt.engine.reward_models import load_reward_model
 from prefopt.errors import BadInput
 from prefopt.files import read_json, read_lines
+from prefopt.inputs.rendering import response_texts
 from prefopt.losses import LOSSES
 from prefopt.models import load_causal_lm, load_tokenizer
 from prefopt.outer.annotator_types import expectation, min_max_regret
@@ -29,8 +31,6 @@ from prefopt.outer.rounds import advantage_policy, advantage_regression, extrapo
 from prefopt.outer.weights import extrapolate
 from prefopt.pairs import build_pairs
 from prefopt.procedures import PROCEDURES
-from prefopt.rendering import response_texts
-from prefopt.reward_models import load_reward_model
 from prefopt.scoring import reward_scores
 from prefopt.specs import DataSpec, SamplingSpec
 from prefopt.stages import RunOptions

@@ -12,12 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefopt import bulk, generation, models, rows, team
+from prefopt import generation, models, team
 from prefopt.artifacts import Node
 from prefopt.cli import main
+from prefopt.engine import bulk
 from prefopt.errors import BadInput, FailedCheck
 from prefopt.files import read_json
-from prefopt.shares import gpu_of, has_divisible_rows, row_processes, shares
+from prefopt.processes import rows
+from prefopt.processes.shares import gpu_of, has_divisible_rows, row_processes, shares
 from prefopt.specs import ExecutionSpec
 from prefopt.tables import read_table
 from row_jobs import PAIRS, VERBS, RowJobs

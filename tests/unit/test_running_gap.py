@@ -10,9 +10,9 @@ import torch
 
 import tiny
 from loss_batches import close, t, three_pairs
-from prefopt.heads import follow_gap, heads_on
 from prefopt.losses import LOSSES
 from prefopt.losses.running import kept_pairs
+from prefopt.training.heads import follow_gap, heads_on
 
 FILTERED = LOSSES["beta_dpo_filtered"]
 

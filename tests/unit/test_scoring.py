@@ -8,9 +8,9 @@ from torch import nn
 from transformers import Gemma2Config, Gemma2ForCausalLM, OPTConfig, OPTForCausalLM
 
 import tiny
+from prefopt.engine.precision import set_precision
+from prefopt.engine.reward_models import new_reward_model
 from prefopt.models import save_model
-from prefopt.precision import set_precision
-from prefopt.reward_models import new_reward_model
 from prefopt.scoring import length_batches, projects_linearly, response_scores, reward_scores
 
 ROWS = tiny.pairs(7, seed=3)

@@ -12,8 +12,8 @@ import pytest
 
 from artifact_builds import run_stage, save_table
 from prefopt.errors import BadInput
+from prefopt.evaluation.sentiment import Classifier, fit_classifier, load_classifier
 from prefopt.pairs import build_pairs
-from prefopt.sentiment import Classifier, fit_classifier, load_classifier
 from prefopt.specs import DataSpec, WorldSource
 from prefopt.world import polarity
 

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from prefopt import config
 from prefopt.plan import load_plan
+from prefopt.planning import config
 
 HEAVY = {"accelerate", "matplotlib", "mlflow", "numpy", "pandas", "pyarrow", "scipy", "sklearn", "tokenizers", "torch"}
 HEAVY |= {"transformers", "datasets", "peft"}

@@ -12,11 +12,11 @@ import yaml
 from matplotlib.figure import Figure
 from pydantic import Field
 
-from prefopt import exact
-from prefopt.config import load_item, parse
 from prefopt.errors import BadInput, FailedCheck
+from prefopt.evaluation import exact
 from prefopt.figures import svg_text
 from prefopt.plan import load_plan
+from prefopt.planning.config import load_item, parse
 from prefopt.specs import ExactItemSpec
 from prefopt.studies import STUDIES, Study, StudyResult, get_study, registry, study
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from marks import long
-from prefopt import exact
 from prefopt.batch import PairBatch
-from prefopt.config import load_item
 from prefopt.errors import BadInput
+from prefopt.evaluation import exact
 from prefopt.losses import LOSSES
 from prefopt.mallows import bandit, context, mean_distance, pairwise_marginal, top_item_law
+from prefopt.planning.config import load_item
 from prefopt.studies import get_study, mallows_bandit
 from prefopt.studies.mallows_bandit import _best_reward, _reward_at
 from prefopt.studies.mallows_context import dispersion_weights

@@ -17,8 +17,8 @@ import tiny
 from artifact_builds import run_stage, save_table
 from prefopt.errors import BadInput
 from prefopt.generation import end_token_ids, generate
+from prefopt.inputs.rendering import render_prompt, response_ids, response_text
 from prefopt.models import load_causal_lm, load_tokenizer, save_model
-from prefopt.rendering import render_prompt, response_ids, response_text
 from prefopt.scoring import response_scores
 from prefopt.specs import SamplingSpec, TokensSpec
 from prefopt.stages.tables import token_rows

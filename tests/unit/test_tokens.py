@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from prefopt.errors import BadInput
+from prefopt.inputs.rendering import end_ids, render_prompt, response_ids, response_text
+from prefopt.inputs.tokenizer_training import SPECIAL_TOKENS, check_same_vocabulary, train_tokenizer
 from prefopt.pairs import build_pairs, digest63
-from prefopt.rendering import end_ids, render_prompt, response_ids, response_text
 from prefopt.specs import DataSpec, FilesSource, TokensSpec
-from prefopt.tokenizer_training import SPECIAL_TOKENS, check_same_vocabulary, train_tokenizer
 from prefopt.tokens import TOKEN_COLUMNS, tokenize_pairs
 
 DATA = Path(__file__).parents[3] / "shared" / "data"

@@ -23,7 +23,7 @@ from marks import long
 from prefopt import tracking
 from prefopt.artifacts import outputs_digest
 from prefopt.files import read_json, read_lines, write_json, write_lines
-from prefopt.tracked import (
+from prefopt.reporting.tracked import (
     KEY_LENGTH,
     PARAM_LENGTH,
     TRAINING_STAGES,

@@ -16,18 +16,18 @@ from transformers import get_scheduler
 
 import tiny
 from prefopt import progress
+from prefopt.engine.reward_models import new_reward_model
 from prefopt.errors import EXIT_TRY_AGAIN, BadInput, FailedCheck, TryAgain
-from prefopt.heads import heads_on
 from prefopt.losses import LOSSES
 from prefopt.models import save_model
-from prefopt.objectives import Moment, RewardObjective, SftObjective, rows_of_stream
-from prefopt.optimizers import new_optimizer, rate_factor, total_steps
-from prefopt.policy_objective import PolicyObjective, ReferenceSamples
-from prefopt.reward_models import new_reward_model
 from prefopt.scoring import response_scores, reward_scores
 from prefopt.specs import TrainSpec
 from prefopt.trainer import train
-from prefopt.training_run import micro_batches
+from prefopt.training.heads import heads_on
+from prefopt.training.objectives import Moment, RewardObjective, SftObjective, rows_of_stream
+from prefopt.training.optimizers import new_optimizer, rate_factor, total_steps
+from prefopt.training.policy_objective import PolicyObjective, ReferenceSamples
+from prefopt.training.training_run import micro_batches
 
 SIZE = 23
 PAIRS = tiny.pairs(SIZE, seed=1)

@@ -8,15 +8,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import tiny
-from prefopt import fused_head, scoring
-from prefopt.objectives import Moment, rows_of_stream
-from prefopt.packing import packs, padded
-from prefopt.policy_objective import PolicyObjective
-from prefopt.precision import set_precision
+from prefopt import scoring
+from prefopt.engine import fused_head
+from prefopt.engine.packing import packs, padded
+from prefopt.engine.precision import set_precision
 from prefopt.scoring import projects_linearly, response_scores
 from prefopt.specs import TrainSpec
 from prefopt.trainer import train
-from prefopt.training_run import micro_batches
+from prefopt.training.objectives import Moment, rows_of_stream
+from prefopt.training.policy_objective import PolicyObjective
+from prefopt.training.training_run import micro_batches
 
 SIZE, WORDS, WIDTH = 12, 3000, 32
 PAIRS = {name: [[token % WORDS for token in row] for row in rows] for name, rows in tiny.pairs(SIZE, seed=6).items()}

@@ -11,22 +11,22 @@ import pytest
 import torch
 
 import tiny
-from prefopt.answers import steps_of_fractions
 from prefopt.artifacts import Node
-from prefopt.builds import building
-from prefopt.bulk import reward_responses
+from prefopt.engine.answers import steps_of_fractions
+from prefopt.engine.bulk import reward_responses
+from prefopt.engine.reward_models import load_reward_model, new_reward_model
 from prefopt.errors import BadInput, FailedCheck
+from prefopt.evaluation.sentiment import fit_classifier, load_classifier
 from prefopt.files import read_json, read_lines
 from prefopt.models import load_causal_lm, load_tokenizer, save_model
-from prefopt.objectives import SftObjective, rows_of_stream
-from prefopt.reward_models import load_reward_model, new_reward_model
-from prefopt.sentiment import fit_classifier, load_classifier
 from prefopt.specs import DataSpec, ScratchModel, TokensSpec, TrainSpec
 from prefopt.stages import STAGES, RunOptions, trial
 from prefopt.stages.weights import WEIGHTS, weights_of
+from prefopt.store.builds import building
 from prefopt.tables import read_table, write_table
 from prefopt.trainer import train
-from prefopt.training_run import Run, Visits
+from prefopt.training.objectives import SftObjective, rows_of_stream
+from prefopt.training.training_run import Run, Visits
 from prefopt.world import oracle_reward
 
 STEPS, BATCH, PROMPTS = 8, 8, 12

@@ -18,7 +18,7 @@ def test_the_package_has_no_type_errors(root):
 
 def test_a_wrong_call_of_the_package_is_an_error(root, tmp_path):
     path = tmp_path / "wrong.py"
-    path.write_text("from prefopt.plan_text import duration\n\nlength: int = duration('12 s')\n")
+    path.write_text("from prefopt.planning.text import duration\n\nlength: int = duration('12 s')\n")
     found = checked(root, path)
     assert found.returncode == 1
     assert 'incompatible type "str"; expected "float"' in found.stdout

@@ -11,14 +11,15 @@ import pytest
 
 import fake_grids
 import finished_results
-from prefopt import inventory, versions
-from prefopt.addresses import claimed, find_numbers, item_numbers
 from prefopt.artifacts import Node
-from prefopt.builds import BUILDING, SCRATCH, building
 from prefopt.errors import BadInput
 from prefopt.files import read_json, write_json
-from prefopt.paper_metrics import metrics_of, write_paper_metrics
-from prefopt.trace import Tracer, as_text
+from prefopt.reporting import versions
+from prefopt.reporting.addresses import claimed, find_numbers, item_numbers
+from prefopt.reporting.paper_metrics import metrics_of, write_paper_metrics
+from prefopt.reporting.trace import Tracer, as_text
+from prefopt.store import inventory
+from prefopt.store.builds import BUILDING, SCRATCH, building
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +187,7 @@ def test_what_a_living_process_builds_stays_with_what_it_reads(results, tmp_path
     node = Node("policy", 1, "running", {"seed": 7}, {"model": parent})
     write_json(folder / "specs" / f"{node.ref}.json", node.to_json())
     code = "import sys, time; from pathlib import Path; from prefopt.artifacts import Node; "
-    code += "from prefopt.builds import building; from prefopt.files import read_json; "
+    code += "from prefopt.store.builds import building; from prefopt.files import read_json; "
     code += "node = Node.from_json(read_json(Path(sys.argv[1]))); "
     code += "stack = building(node, Path(sys.argv[2])); stack.__enter__(); print('in', flush=True); time.sleep(600)"
     words = [sys.executable, "-c", code, str(folder / "specs" / f"{node.ref}.json"), str(folder)]

@@ -22,13 +22,13 @@ from artifact_builds import build_of, save_table
 from prefopt.digests import canonical_json
 from prefopt.ensemble import length_outcome, longer_wins_fraction
 from prefopt.errors import BadInput
+from prefopt.inputs.rendering import render_prompt
+from prefopt.inputs.tokenizer_training import UNK, train_tokenizer
 from prefopt.mallows import fit_mallows_phi
 from prefopt.pairs import build_pairs
-from prefopt.rendering import render_prompt
 from prefopt.specs import DataSpec, SplitSpec, TokensSpec, WorldSource
 from prefopt.stages.reward import _member_rows
 from prefopt.stages.tables import token_rows
-from prefopt.tokenizer_training import UNK, train_tokenizer
 from prefopt.tokens import tokenize_pairs
 from prefopt.world import (
     WorldParams,

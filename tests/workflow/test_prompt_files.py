@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import forked_commands
-from prefopt.items import two_way_interval
+from prefopt.evaluation.items import two_way_interval
 from small_project import DETAILS, ROOT, THINGS, Project, item
 
 COUNT = 16

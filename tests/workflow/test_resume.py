@@ -144,7 +144,8 @@ def started(project: Project, *command: str) -> subprocess.Popen:
 
 def servers(project: Project) -> list[str]:
     """Processes of warm servers that were started in this project's folder."""
-    listing = subprocess.run(["pgrep", "-f", "prefopt[.]warm"], capture_output=True, text=True, check=False).stdout
+    words = ["pgrep", "-f", "prefopt[.]processes[.]warm"]
+    listing = subprocess.run(words, capture_output=True, text=True, check=False).stdout
     return [pid for pid in listing.split() if folder_of(pid) == project.folder.resolve()]
 
 
@@ -200,7 +201,7 @@ def test_a_failed_job_ends_in_the_line_that_says_what_to_do(project):
 
 def test_a_job_that_slurm_started_imports_for_itself(project):
     """Slurm hands the environment on, so its jobs know of a server that their limits do not reach."""
-    asked = "from prefopt.warm import run_in_server; print(run_in_server(['--help']))"
+    asked = "from prefopt.processes.warm import run_in_server; print(run_in_server(['--help']))"
     here, there = (f'{prefix} {sys.executable} -c "{asked}"' for prefix in ("", "SLURM_JOB_ID=7"))
     run = beside(project, f"{there}; {here}")
     assert run.stdout.splitlines()[0] == "None"

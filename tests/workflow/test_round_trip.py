@@ -14,7 +14,7 @@ import pytest
 
 from marks import long
 from prefopt.files import read_json
-from prefopt.trace import Tracer
+from prefopt.reporting.trace import Tracer
 from s3_server import s3_server, s3_tools
 from small_project import ROOT, Project, item
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from marks import long
-from prefopt.shares import ROW_STAGES
+from prefopt.processes.shares import ROW_STAGES
 from small_project import Project
 
 pytestmark = long("half a minute of processor time or more")

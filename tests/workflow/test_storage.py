@@ -17,7 +17,7 @@ import pytest
 from installed import packages_of
 from marks import long
 from prefopt.artifacts import Node, outputs_digest, read_manifest
-from prefopt.bundles import unpack, write_bundle
+from prefopt.store.bundles import unpack, write_bundle
 from s3_server import s3_server, s3_tools
 from small_project import Project, new_project, snakemake_words
 

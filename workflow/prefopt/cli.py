@@ -12,8 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from prefopt import __version__, parallel, warm
+from prefopt import __version__
 from prefopt.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, PrefoptError, nearest, one_line
+from prefopt.processes import parallel, warm
 from prefopt.redaction import RedactingFormatter, redacted
 from prefopt.stages import STAGES
 from prefopt.storage import told

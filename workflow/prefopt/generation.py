@@ -11,9 +11,9 @@ from prefopt import team
 from prefopt.digests import digest
 from prefopt.errors import BadInput, FailedCheck
 from prefopt.files import read_json, write_json
+from prefopt.inputs.rendering import end_ids
+from prefopt.processes.shares import shares
 from prefopt.progress import Progress
-from prefopt.rendering import end_ids
-from prefopt.shares import shares
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -153,15 +153,15 @@ def _engine(
 ) -> Iterator[DrawBatch]:
     """What draws a batch: vLLM, the loop of ``decoding`` where it knows the model, else transformers' ``generate``."""
     if sampling.engine == "vllm":
-        from prefopt.vllm_engine import vllm_drawing
+        from prefopt.engine.vllm_engine import vllm_drawing
 
         with vllm_drawing(model, tokenizer, sampling, ends) as drawn:
             yield drawn
         return
     import torch
 
-    from prefopt.decoding import decode, decodes
-    from prefopt.drawing import Drawer
+    from prefopt.engine.decoding import decode, decodes
+    from prefopt.engine.drawing import Drawer
 
     def draw(prompts: Ids, seed: int) -> list[list[int]]:
         known = decodes(model)

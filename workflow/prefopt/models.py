@@ -6,11 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefopt.adapters import is_adapted, merge_adapters, whole_state
+from prefopt.engine.adapters import is_adapted, merge_adapters, whole_state
+from prefopt.engine.model_folders import (
+    NOT_WHOLE,
+    existing,
+    from_folder,
+    model_folder,
+    reason,
+    require_all,
+    require_tokenizer,
+)
+from prefopt.engine.precision import Precision, set_precision
+from prefopt.engine.quantized import quantize_body
 from prefopt.errors import BadInput
-from prefopt.model_folders import NOT_WHOLE, existing, from_folder, model_folder, reason, require_all, require_tokenizer
-from prefopt.precision import Precision, set_precision
-from prefopt.quantized import quantize_body
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from prefopt.annotators.source import RawVotedPair, voted_outcomes, voted_pair
 from prefopt.annotators.votes import Ballot, VotedPair
-from prefopt.containers import NumberedRow, dataset_rows, open_path
 from prefopt.digests import canonical_json
 from prefopt.errors import BadInput
-from prefopt.hub import of_commit
+from prefopt.inputs.containers import NumberedRow, dataset_rows, open_path
+from prefopt.inputs.hub import of_commit
+from prefopt.inputs.sources import content_sha256
 from prefopt.readers import find_reader, read_row
 from prefopt.readers.raw import BadRow, RawPair, Refused, checked_pair, meta_json
-from prefopt.sources import content_sha256
 from prefopt.specs import DataSpec, FilesSource, HubSource, RatersSpec, SplitSpec, VotesSource, WorldSource
 
 if TYPE_CHECKING:

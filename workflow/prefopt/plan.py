@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.artifacts import Node
-from prefopt.config import AnyItem, item_files, load_config, load_item
 from prefopt.errors import BadInput, nearest
 from prefopt.files import json_text, write_text
-from prefopt.plan_annotators import plan_disagreement, plan_vote_weight
-from prefopt.plan_grids import GridPlanner
-from prefopt.plan_items import ItemPlanner
+from prefopt.planning.annotators import plan_disagreement, plan_vote_weight
+from prefopt.planning.config import AnyItem, item_files, load_config, load_item
+from prefopt.planning.grids import GridPlanner
+from prefopt.planning.items import ItemPlanner
 from prefopt.specs import Config, DisagreementItemSpec, ExactItemSpec, GridItemSpec, VoteWeightItemSpec
 from prefopt.studies import get_study
 

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from prefopt.addresses import kind_of
 from prefopt.artifacts import MANIFEST, read_manifest
 from prefopt.files import read_json, read_lines, read_rows
 from prefopt.grids import pages
+from prefopt.reporting.addresses import kind_of
 from prefopt.tables import read_table
 
 SAMPLE_PROMPTS = 3

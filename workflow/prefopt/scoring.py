@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from prefopt.engine.packing import Ids, Rows, attention_for, pack, packs, pad
+from prefopt.engine.precision import low_type
+from prefopt.engine.reward_models import score_head
 from prefopt.lazy import LazyModule
-from prefopt.packing import Ids, Rows, attention_for, pack, packs, pad
-from prefopt.precision import low_type
-from prefopt.reward_models import score_head
 
 if TYPE_CHECKING:
     import torch
@@ -148,7 +148,7 @@ def _layout(model: PreTrainedModel, prompt_ids: Ids, response_ids: Ids) -> Rows:
 
 def _states(model: PreTrainedModel, rows: Rows, places: Tensor) -> Tensor:
     """Last hidden states [P, H] at these of all tokens, counted end to end."""
-    from prefopt.lean_body import lean_states, runs_lean
+    from prefopt.engine.lean_body import lean_states, runs_lean
 
     if runs_lean(model, rows):
         return lean_states(model, rows, places)
@@ -186,10 +186,10 @@ def _token_values(model: PreTrainedModel, rows: Rows, entropy: bool, chunk: int 
 
     if chunk is None and len(hidden) * head.out_features <= _SMALL_LOGITS:
         return values(hidden, rows.target)
-    from prefopt.products import is_linear
+    from prefopt.engine.products import is_linear
 
     if is_linear(head):
-        from prefopt.fused_head import token_logp
+        from prefopt.engine.fused_head import token_logp
 
         hidden, low = hidden.to(head.weight.dtype), low_type(model)
         with torch.autocast(hidden.device.type, enabled=False):

@@ -8,8 +8,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prefopt.errors import BadInput
+from prefopt.inputs.rendering import (
+    Style,
+    encode,
+    end_ids,
+    prompt_text,
+    response_body,
+    special_tokens,
+    started,
+    style_of,
+)
 from prefopt.pairs import REFUSED_COLUMNS
-from prefopt.rendering import Style, encode, end_ids, prompt_text, response_body, special_tokens, started, style_of
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from prefopt.contexts import environment, locked, quiet
-from prefopt.logged_models import is_whole_model, model_folder
 from prefopt.redaction import redacted
-from prefopt.tracked import TAG_LENGTH, Record, cut, flat_params, records
+from prefopt.reporting.logged_models import is_whole_model, model_folder
+from prefopt.reporting.tracked import TAG_LENGTH, Record, cut, flat_params, records
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefopt import parallel
-from prefopt.checkpoints import check_finite
 from prefopt.errors import BadInput, TryAgain
-from prefopt.layers import layers_run
 from prefopt.lazy import LazyModule
-from prefopt.objectives import Objective
+from prefopt.processes import parallel
 from prefopt.progress import Progress
-from prefopt.training_run import Metrics, Run, Visits
+from prefopt.training.checkpoints import check_finite
+from prefopt.training.layers import layers_run
+from prefopt.training.objectives import Objective
+from prefopt.training.training_run import Metrics, Run, Visits
 
 if TYPE_CHECKING:
     import torch

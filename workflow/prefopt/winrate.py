@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from prefopt import length_control
 from prefopt.errors import BadInput
+from prefopt.evaluation import length_control
 
 Floats = NDArray[np.float64]
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from snakemake.io import flag
 from snakemake.path_modifier import PATH_MODIFIER_FLAG
 
-from prefopt.config import check_place
+from prefopt.planning.config import check_place
 from prefopt.errors import PrefoptError, one_line
 from prefopt.plan import load_plan
-from prefopt.shares import row_processes
+from prefopt.processes.shares import row_processes
 from prefopt.storage import told
 
 try:

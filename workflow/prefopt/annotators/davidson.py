@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from prefopt.errors import BadInput, FailedCheck
-from prefopt.separation import require_connected, require_finite_strengths
+from prefopt.evaluation.separation import require_connected, require_finite_strengths
 
 Floats = NDArray[np.float64]
 

@@ -42,7 +42,7 @@ def read_votes(paths: Sequence[Path], reader: str = "auto") -> Votes:
 
     Raises BadInput naming file, row and value for what cannot be read, and where there is no vote at all.
     """
-    from prefopt.containers import open_path
+    from prefopt.inputs.containers import open_path
 
     rows = [
         Placed(str(file), number, place, row)

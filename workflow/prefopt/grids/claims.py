@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from prefopt.evaluation.items import DIRECTION_ONLY, NOT_REPRODUCED, NOT_RUN
 from prefopt.grids.check import REFERENCE
 from prefopt.grids.estimates import Interval, Values, crossed_interval, seed_interval, welch
 from prefopt.grids.measures import Measures, outcome
 from prefopt.grids.runs import CURVE_METRICS, Missing
-from prefopt.items import DIRECTION_ONLY, NOT_REPRODUCED, NOT_RUN
 
 Row = Mapping[str, Any]
 FRONTIER_PLACES = 20

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from prefopt.evaluation.items import NO_CLAIM, WEAKEST_FIRST
 from prefopt.grids.claims import RunClaims, judge
 from prefopt.grids.estimates import METHOD, Interval, Values, crossed_interval, seed_interval
 from prefopt.grids.lengths import length_controlled
 from prefopt.grids.measures import Measures, outcome
 from prefopt.grids.runs import CURVES, Answers, Grid, Missing, Trial
 from prefopt.grids.weights import Sample, describe, weights_claim
-from prefopt.items import NO_CLAIM, WEAKEST_FIRST
 
 CURVE_BINS = 25
 _DIGITS = 5

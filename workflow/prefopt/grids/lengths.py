@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from prefopt.evaluation.length_control import length_term, sigmoid
 from prefopt.grids.estimates import Interval, Values, crossed_interval
-from prefopt.length_control import length_term, sigmoid
 
 _STEPS = 40
 _FARTHEST = 12.0  # sigma(12) differs from 1 by 6e-6: such a fit is on its way to infinity

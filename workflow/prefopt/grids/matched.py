@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from prefopt.items import pipe_table, with_interval
+from prefopt.evaluation.items import pipe_table, with_interval
 
 Item = Mapping[str, Any]
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from prefopt.answers import instruction_text
+from prefopt.engine.answers import instruction_text
+from prefopt.evaluation.items import with_interval
 from prefopt.grids.drawing import main_set, settings_label, shown_sets
 from prefopt.grids.figures import grid_figures
-from prefopt.items import with_interval
 from prefopt.tables import read_table
 
 SAMPLE_PROMPTS = 3

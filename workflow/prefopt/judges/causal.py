@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from prefopt import team
 from prefopt.errors import BadInput
+from prefopt.inputs.rendering import end_ids, render_prompt, response_ids, style_of
 from prefopt.judges.answers import RawAnswer
 from prefopt.judges.pairwise import Keep
 from prefopt.judges.templates import CONTROL, JudgeTemplate, Question
-from prefopt.rendering import end_ids, render_prompt, response_ids, style_of
-from prefopt.shares import shares
+from prefopt.processes.shares import shares
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

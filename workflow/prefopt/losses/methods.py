@@ -66,7 +66,7 @@ method(
     "DPO with every token's log-ratio weighted by 1 + diff * min(1 / pi, diff_cap), without gradient; diff marks the "
     "tokens in which a response differs from the other. The prose's reading: policy weights for both models. The "
     "paper's diff_cap is 1.5 to 2.5, its beta .01 or .05; its chosen responses are rewritten ones, which see "
-    "prefopt.rewriting.",
+    "prefopt.inputs.rewriting.",
     paper="2408.07471",
     equation="weighted DPO, the prose's weights",
     aggregation="diff",

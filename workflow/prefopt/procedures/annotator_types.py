@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from prefopt.errors import BadInput
+from prefopt.planning.wiring import resolve_arm
 from prefopt.procedures.registry import procedure
 from prefopt.specs import EmRounds
-from prefopt.wiring import resolve_arm
 
 if TYPE_CHECKING:
     from prefopt.artifacts import Node

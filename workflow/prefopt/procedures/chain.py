@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from prefopt.errors import BadInput
-from prefopt.wiring import Wiring, resolve_arm
+from prefopt.planning.wiring import Wiring, resolve_arm
 
 if TYPE_CHECKING:
     from prefopt.artifacts import Node

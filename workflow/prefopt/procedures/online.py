@@ -11,8 +11,8 @@ from prefopt.specs import DiscriminatorRounds, OnlineRounds
 
 if TYPE_CHECKING:
     from prefopt.artifacts import Node
+    from prefopt.planning.wiring import Wiring
     from prefopt.procedures.chain import Chain
-    from prefopt.wiring import Wiring
 
 _GOLD_ROUNDS = 500  # numbers of gold draws: other prompts than those of the round's other pairs
 

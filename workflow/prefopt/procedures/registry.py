@@ -11,8 +11,8 @@ from prefopt.procedures.chain import Chain
 
 if TYPE_CHECKING:
     from prefopt.artifacts import Node
+    from prefopt.planning.wiring import Wiring
     from prefopt.specs import ArmSpec, Closed, TrainSpec
-    from prefopt.wiring import Wiring
 
 Plans = Callable[[Chain, Any], "list[Node]"]
 

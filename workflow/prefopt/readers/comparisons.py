@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from prefopt.markup import plain_text
 from prefopt.readers.fields import choice, need, need_text, number_of, refuse_tie
+from prefopt.readers.markup import plain_text
 from prefopt.readers.raw import RAW_ROLE, Answers, BadRow, Reader, Refused, Row
 
 

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from prefopt.builds import Build
+from prefopt.store.builds import Build
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefopt.containers import csv_rows, list_rows
 from prefopt.errors import BadInput
+from prefopt.inputs.containers import csv_rows, list_rows
 from prefopt.readers.raw import broken_at
 from prefopt.winrate import length_controlled_win_rate, win_rate
 

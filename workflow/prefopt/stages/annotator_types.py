@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from prefopt.artifacts import outputs_digest
-from prefopt.builds import Build
 from prefopt.errors import BadInput
 from prefopt.files import read_json, write_json
 from prefopt.stages import RunOptions
 from prefopt.stages.tables import token_rows
 from prefopt.stages.weights import MIXTURE, policy_of
+from prefopt.store.builds import Build
 from prefopt.tables import join_one_to_one, read_table, write_table
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _margins(build: Build, role: str, rows: pd.DataFrame) -> np.ndarray:
 
 def mix_policies(build: Build, options: RunOptions) -> None:
     """Write mixture.json: policies, their weights, and the worth [K, J] of policy j to type k, nats times beta."""
-    from prefopt.bulk import score_responses
+    from prefopt.engine.bulk import score_responses
     from prefopt.outer.annotator_types import min_max_regret
 
     spec = build.node.spec

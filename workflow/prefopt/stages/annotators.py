@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefopt.builds import Build
 from prefopt.files import read_json, write_json, write_text
 from prefopt.stages import RunOptions
 from prefopt.stages.common import run_training
 from prefopt.stages.policy import policy_objective, policy_to_train
 from prefopt.stages.tables import token_rows, votes_table
+from prefopt.store.builds import Build
 from prefopt.tables import join_one_to_one, read_table, write_table
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def run_vote_trial(build: Build, options: RunOptions) -> None:
     """Write margins.parquet: a policy trained with one loss, its margins over the reference on all pairs."""
     import pandas as pd
 
-    from prefopt.bulk import score_responses
+    from prefopt.engine.bulk import score_responses
 
     spec = build.node.spec
     model, _ = policy_to_train(build, options)

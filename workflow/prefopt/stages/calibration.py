@@ -6,12 +6,12 @@ import logging
 
 import numpy as np
 
-from prefopt.builds import Build
 from prefopt.errors import BadInput
 from prefopt.stages import RunOptions
 from prefopt.stages.common import device_of, kept_rows
 from prefopt.stages.tables import draw_keys, token_rows
 from prefopt.stages.weights import tokenizer_for, weights_of
+from prefopt.store.builds import Build
 from prefopt.tables import join_one_to_one, read_table, write_table
 
 log = logging.getLogger(__name__)
@@ -22,9 +22,9 @@ def calibrate_rewards(build: Build, options: RunOptions) -> None:
 
     Both responses stand among the reference samples for their prompt; rates are averaged over reward models.
     """
-    from prefopt.bulk import reward_responses
     from prefopt.calibration import pair_win_rates
-    from prefopt.reward_models import load_reward_model
+    from prefopt.engine.bulk import reward_responses
+    from prefopt.engine.reward_models import load_reward_model
 
     pairs = token_rows(build.parent("tokens"), "train", ("pair_id", "prompt_id", "split"))
     samples = read_table(build.parent("samples") / "samples.parquet")

@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefopt import parallel
 from prefopt.artifacts import outputs_digest
-from prefopt.builds import Build
 from prefopt.digests import short_digest
 from prefopt.files import write_lines
-from prefopt.rows import Kept
+from prefopt.processes import parallel
+from prefopt.processes.rows import Kept
+from prefopt.store.builds import Build
 
 if TYPE_CHECKING:
-    from prefopt.objectives import Objective
     from prefopt.stages import RunOptions
-    from prefopt.training_run import Visits
+    from prefopt.training.objectives import Objective
+    from prefopt.training.training_run import Visits
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +54,9 @@ def run_training(
 
     Returns the curve: one dict of metrics per step.
     """
-    from prefopt.kernels import use_liger
     from prefopt.specs import TrainSpec
     from prefopt.trainer import train
+    from prefopt.training.kernels import use_liger
 
     build.summary |= {"liger": True} if use_liger(model) else {}
     result = train(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from prefopt.builds import Build
 from prefopt.errors import BadInput
 from prefopt.files import write_json
 from prefopt.specs import DataSpec, HubModel, ScratchModel, TokensSpec
 from prefopt.stages import RunOptions
 from prefopt.stages.weights import SOURCE, TOKENIZER, WEIGHTS, weights_of
+from prefopt.store.builds import Build
 from prefopt.tables import read_table, write_table
 
 log = logging.getLogger(__name__)
@@ -58,8 +58,8 @@ def prepare_model(build: Build, options: RunOptions) -> None:
 
 
 def _start_from_scratch(build: Build, spec: ScratchModel) -> None:
+    from prefopt.inputs.tokenizer_training import train_tokenizer
     from prefopt.models import new_causal_lm, save_model
-    from prefopt.tokenizer_training import train_tokenizer
 
     pairs = read_table(build.parent("pairs") / "pairs.parquet")
     train = pairs[pairs["split"] == "train"]
@@ -73,8 +73,8 @@ def _start_from_scratch(build: Build, spec: ScratchModel) -> None:
 
 def tokenize(build: Build, options: RunOptions) -> None:
     """Write tokens.parquet and refused.parquet; pairs that do not fit are refused and counted."""
+    from prefopt.inputs.rendering import style_of, template_record
     from prefopt.models import load_config, load_tokenizer
-    from prefopt.rendering import style_of, template_record
     from prefopt.tokens import check_embedded, tokenize_pairs
 
     weights = weights_of(build.parent("base"))

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from prefopt.builds import Build
 from prefopt.digests import file_sha256
 from prefopt.errors import BadInput, FailedCheck
 from prefopt.files import read_json, write_json
@@ -20,6 +19,7 @@ from prefopt.stages.judges import judge_of
 from prefopt.stages.leakage import check_unseen, check_unseen_texts
 from prefopt.stages.tables import prompt_origins, prompt_rows, prompt_texts
 from prefopt.stages.weights import answerer_of
+from prefopt.store.builds import Build
 from prefopt.tables import join_one_to_one, read_table, write_table
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ def generate(build: Build, options: RunOptions) -> None:
     """Write outputs.json (AlpacaEval's model_outputs) and responses.parquet with the token ids."""
     import pandas as pd
 
-    from prefopt.answers import draw_answers
+    from prefopt.engine.answers import draw_answers
 
     spec = build.node.spec
     rows = prompt_rows(build.parent("tokens"), "test", spec["prompts"])
@@ -204,8 +204,8 @@ def _length_controlled(build: Build, rows: int) -> tuple[dict[str, Any], Any]:
     """The length-controlled metrics of the annotations, and a value per prompt, in the judgements' order."""
     import pandas as pd
 
-    from prefopt.lc_values import prompt_values
-    from prefopt.length_control import comparison_of
+    from prefopt.evaluation.lc_values import prompt_values
+    from prefopt.evaluation.length_control import comparison_of
     from prefopt.stages.annotated import difficulties_of, gamed_of
     from prefopt.winrate import length_controlled_win_rate, model_win_probability
 

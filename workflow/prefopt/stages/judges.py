@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefopt.builds import Build
 from prefopt.errors import BadInput
 from prefopt.judging import BothOrders, Judge, ScalarJudge, judge_both_orders
 from prefopt.stages.common import device_of, kept_rows
 from prefopt.stages.weights import weights_of
+from prefopt.store.builds import Build
 from prefopt.tables import read_table
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _once(score: Scorer) -> Scorer:
 
 def _labels_kept(build: Build, judge: PairwiseJudge, count: int, max_unparsable: float) -> dict[str, Any]:
     """How often the judge prefers the chosen answer of the first held-out pairs (draws are half); what that took."""
-    from prefopt.answers import instruction_text
+    from prefopt.engine.answers import instruction_text
 
     pairs = read_table(build.parent("pairs") / "pairs.parquet", split="test")
     if not {"chosen", "rejected"} <= set(pairs.columns) or pairs.empty:
@@ -184,8 +184,8 @@ def _oracle(build: Build, options: RunOptions) -> Scorer:
 
 
 def _reward_models(build: Build, options: RunOptions) -> Scorer:
-    from prefopt.bulk import reward_responses
-    from prefopt.reward_models import load_reward_model
+    from prefopt.engine.bulk import reward_responses
+    from prefopt.engine.reward_models import load_reward_model
 
     models = {}
     for role, folder in build.parents_like("judge").items():
@@ -205,7 +205,7 @@ def _reward_models(build: Build, options: RunOptions) -> Scorer:
 
 
 def _classifier(build: Build, options: RunOptions) -> Scorer:
-    from prefopt.sentiment import load_classifier
+    from prefopt.evaluation.sentiment import load_classifier
 
     classifier = load_classifier(build.parent("classifier"))
     return lambda prompts, answers: classifier.positive([answer["text"] for answer in answers])

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from prefopt.builds import Build
 from prefopt.errors import FailedCheck
 from prefopt.pairs import normal_prompt
 from prefopt.report import ancestors
 from prefopt.stages.common import log
 from prefopt.stages.tables import PROMPTS
+from prefopt.store.builds import Build
 from prefopt.tables import read_table
 
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prefopt.artifacts import MANIFEST, read_manifest
-from prefopt.builds import Build
 from prefopt.files import read_json, read_lines, read_rows, write_json, write_text
 from prefopt.stages import RunOptions
 from prefopt.stages.common import warn
+from prefopt.store.builds import Build
 from prefopt.tables import join_one_to_one, read_table
 
 if TYPE_CHECKING:
@@ -183,8 +183,9 @@ def _weights(build: Build) -> dict[str, Sample]:
 
 def _measured(build: Build) -> tuple[dict[str, Any], pd.DataFrame, str, dict[str, str]]:
     """Content, table, Markdown and figure over all arms and seeds."""
-    from prefopt import figures, items
-    from prefopt.alike import arms_alike
+    from prefopt import figures
+    from prefopt.evaluation import items
+    from prefopt.evaluation.alike import arms_alike
 
     runs = _finished_runs(build)
     for sentence in arms_alike(runs):
@@ -195,7 +196,7 @@ def _measured(build: Build) -> tuple[dict[str, Any], pd.DataFrame, str, dict[str
 
 def _exact(build: Build) -> tuple[dict[str, Any], pd.DataFrame, str, dict[str, str]]:
     """The same of an exact item; its figure is the first one of its study."""
-    from prefopt import exact
+    from prefopt.evaluation import exact
 
     folder = build.parent("study")
     values = read_json(folder / "values.json")
@@ -213,7 +214,7 @@ def _pipe_table_of(folder: Path, name: str) -> str:
     """A table of a study as Markdown."""
     import pandas as pd
 
-    from prefopt.items import pipe_table
+    from prefopt.evaluation.items import pipe_table
 
     header, *rows = read_rows(folder / "tables" / f"{name}.csv")
     return pipe_table(pd.DataFrame(rows, columns=header))

@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefopt.builds import Build
 from prefopt.files import read_json
 from prefopt.specs import TrainSpec
 from prefopt.stages import RunOptions
 from prefopt.stages.common import run_training
 from prefopt.stages.tables import token_rows, vote_shares
 from prefopt.stages.weights import policy_of, save_trained, with_adapter
+from prefopt.store.builds import Build
 from prefopt.tables import join_one_to_one, read_table
 
 if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from prefopt.policy_objective import PolicyObjective, ReferenceSamples
+    from prefopt.training.policy_objective import PolicyObjective, ReferenceSamples
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def _lists(build: Build, role: str, table: str, pair_ids: pd.Series, columns: li
 
 
 def _regulariser(build: Build) -> ReferenceSamples | None:
-    from prefopt.policy_objective import ReferenceSamples
+    from prefopt.training.policy_objective import ReferenceSamples
 
     if build.node.spec["regulariser"] is None:
         return None
@@ -117,7 +117,7 @@ def policy_objective(build: Build, options: RunOptions, model: PreTrainedModel) 
     Raises FailedCheck where the reference scores are not those of ``model``, which training starts from, unless the
     spec says that it continues from another one.
     """
-    from prefopt.policy_objective import PolicyObjective
+    from prefopt.training.policy_objective import PolicyObjective
 
     spec = build.node.spec
     rows = token_rows(build.parent("tokens"), "train")
@@ -144,7 +144,7 @@ def policy_objective(build: Build, options: RunOptions, model: PreTrainedModel) 
 
 def train_policy(build: Build, options: RunOptions) -> None:
     """Fine-tune from the reference model with one loss of LOSSES, plus gamma(t) times a KL where declared."""
-    from prefopt.heads import heads_on
+    from prefopt.training.heads import heads_on
 
     model, tokenizer = policy_to_train(build, options)
     objective = policy_objective(build, options, model)

@@ -6,20 +6,20 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefopt.builds import Build
 from prefopt.errors import BadInput
 from prefopt.files import write_json
 from prefopt.specs import TokensSpec
 from prefopt.stages import RunOptions
 from prefopt.stages.tables import PROMPTS
 from prefopt.stages.weights import TOKENIZER, weights_of
+from prefopt.store.builds import Build
 from prefopt.tables import write_table
 
 if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedTokenizerBase
 
-    from prefopt.prompt_sets import PromptSet
+    from prefopt.inputs.prompt_sets import PromptSet
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +31,9 @@ def prepare_prompts(build: Build, options: RunOptions) -> None:
 
     The answers are written as the ``generate`` stage writes a model's: outputs.json and responses.parquet.
     """
+    from prefopt.inputs.prompt_sets import read_prompts
+    from prefopt.inputs.rendering import style_of, template_record
     from prefopt.models import load_tokenizer
-    from prefopt.prompt_sets import read_prompts
-    from prefopt.rendering import style_of, template_record
     from prefopt.tokens import tokenize_prompts
 
     spec = build.node.spec
@@ -67,8 +67,8 @@ def _write_outputs(build: Build, found: PromptSet, table: pd.DataFrame, tokenize
     """The rows' own outputs as answers of one model; token ids are the reading model's."""
     import pandas as pd
 
-    from prefopt.answers import instruction_text
-    from prefopt.rendering import end_ids, response_ids, style_of
+    from prefopt.engine.answers import instruction_text
+    from prefopt.inputs.rendering import end_ids, response_ids, style_of
 
     without = found.table["output"].isna()
     if without.any():

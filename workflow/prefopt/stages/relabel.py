@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefopt.builds import Build
 from prefopt.stages import RunOptions
+from prefopt.store.builds import Build
 from prefopt.tables import join_one_to_one, read_table, write_table
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from prefopt.artifacts import outputs_digest
-from prefopt.builds import Build
 from prefopt.errors import BadInput
 from prefopt.files import write_json
 from prefopt.stages import RunOptions
@@ -18,6 +17,7 @@ from prefopt.stages.common import device_of, kept_rows, run_training, warn
 from prefopt.stages.reward_kinds import kind_of, pair_ids
 from prefopt.stages.tables import token_rows
 from prefopt.stages.weights import save_trained, tokenizer_for, weights_of, with_adapter
+from prefopt.store.builds import Build
 from prefopt.tables import join_one_to_one, read_table, write_table
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def train_reward(build: Build, options: RunOptions) -> None:
     With a ``kind`` in the spec it has several outputs: a head for each of the initial seeds (shared_backbone), classes
     of ratings (distributional), or the coordinates of a vector (general_preference).
     """
-    from prefopt.reward_models import new_shared_reward_model, score_head
+    from prefopt.engine.reward_models import new_shared_reward_model, score_head
 
     spec = build.node.spec
     kind = kind_of(spec)
@@ -98,7 +98,7 @@ def _longer_wins(rows: pd.DataFrame) -> float | None:
 
 def _accuracy(model: object, kind: RewardKind, rows: pd.DataFrame, batch_size: int) -> float | list[float]:
     """Share of pairs ranked right, of each head where there are several."""
-    from prefopt.bulk import reward_pairs
+    from prefopt.engine.bulk import reward_pairs
 
     margin = kind.margin(*reward_pairs(model, *pair_ids(rows), batch_size=batch_size))
     return np.round((margin > 0).mean(axis=0), 6).tolist()
@@ -117,9 +117,9 @@ def score_rewards(build: Build, options: RunOptions) -> None:
     """
     import pandas as pd
 
-    from prefopt.bulk import SIDES, reward_pairs
-    from prefopt.reward_models import load_reward_model
-    from prefopt.reward_objectives import RATINGS, rating_moments
+    from prefopt.engine.bulk import SIDES, reward_pairs
+    from prefopt.engine.reward_models import load_reward_model
+    from prefopt.training.reward_objectives import RATINGS, rating_moments
 
     tokens = build.parent("tokens")
     rows = _rows_to_score(tokens, outputs_digest(tokens))
@@ -175,7 +175,7 @@ def collect_ensemble(build: Build, options: RunOptions) -> None:
 
 def _true_rewards(build: Build, pair_ids: pd.DataFrame) -> pd.DataFrame:
     """The oracle's reward of both responses; BadInput for a prompt that is none of the demo world's."""
-    from prefopt.answers import instruction_text
+    from prefopt.engine.answers import instruction_text
     from prefopt.world import asked, oracle_reward
 
     path = build.parent("pairs") / "pairs.parquet"

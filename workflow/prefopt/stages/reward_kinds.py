@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from prefopt.builds import Build
 from prefopt.stages.tables import VOTE_SIDES, votes_table
+from prefopt.store.builds import Build
 from prefopt.tables import read_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from prefopt.objectives import Objective
-    from prefopt.packing import Ids
+    from prefopt.engine.packing import Ids
+    from prefopt.training.objectives import Objective
 
 _SEED_OF_OUTPUT = 1_000_003  # between the initial seeds of one model's outputs
 
@@ -38,20 +38,20 @@ def _outputs(spec: Mapping[str, Any], count: int) -> list[int]:
 
 
 def _single(build: Build, rows: pd.DataFrame) -> Objective:
-    from prefopt.objectives import RewardObjective
+    from prefopt.training.objectives import RewardObjective
 
     return RewardObjective(*pair_ids(rows), rows["pair_id"].tolist())
 
 
 def _shared(build: Build, rows: pd.DataFrame) -> Objective:
-    from prefopt.objectives import SharedRewardObjective
+    from prefopt.training.objectives import SharedRewardObjective
 
     return SharedRewardObjective(*pair_ids(rows), rows["pair_id"].tolist())
 
 
 def _ratings(build: Build, rows: pd.DataFrame) -> Objective:
     """Of pairs without votes the label is the one vote that there is."""
-    from prefopt.reward_objectives import RatingObjective, rating_targets
+    from prefopt.training.reward_objectives import RatingObjective, rating_targets
 
     counts = [np.full(len(rows), float(side == "chosen")) for side in VOTE_SIDES]
     if "votes_chosen" in read_table(build.parent("pairs") / "pairs.parquet"):
@@ -63,7 +63,7 @@ def _ratings(build: Build, rows: pd.DataFrame) -> Objective:
 
 
 def _preference(build: Build, rows: pd.DataFrame) -> Objective:
-    from prefopt.reward_objectives import PreferenceObjective
+    from prefopt.training.reward_objectives import PreferenceObjective
 
     return PreferenceObjective(*pair_ids(rows), build.node.spec["temperature"])
 
@@ -73,13 +73,13 @@ def _difference(chosen: np.ndarray, rejected: np.ndarray) -> np.ndarray:
 
 
 def _expected_difference(chosen: np.ndarray, rejected: np.ndarray) -> np.ndarray:
-    from prefopt.reward_objectives import rating_moments
+    from prefopt.training.reward_objectives import rating_moments
 
     return rating_moments(chosen)[0] - rating_moments(rejected)[0]
 
 
 def _preferred(chosen: np.ndarray, rejected: np.ndarray) -> np.ndarray:
-    from prefopt.reward_objectives import preference
+    from prefopt.training.reward_objectives import preference
 
     return preference(chosen, rejected)
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefopt.builds import Build
 from prefopt.errors import BadInput
 from prefopt.stages import RunOptions
 from prefopt.stages.common import device_of, kept_rows
 from prefopt.stages.tables import draw_keys
 from prefopt.stages.weights import TOKENIZER, policy_of, save_trained, tokenizer_for, weights_of
+from prefopt.store.builds import Build
 from prefopt.tables import read_table, write_table
 
 if TYPE_CHECKING:
@@ -74,9 +74,9 @@ def pair_samples(build: Build, options: RunOptions) -> None:
 
 def _samples(build: Build, known: pd.DataFrame) -> pd.DataFrame:
     """Samples with the texts of prompts and responses."""
-    from prefopt.answers import instruction_text
+    from prefopt.engine.answers import instruction_text
+    from prefopt.inputs.rendering import response_texts
     from prefopt.models import load_tokenizer
-    from prefopt.rendering import response_texts
 
     table = read_table(build.parent("samples") / "samples.parquet", ("prompt_id", "prompt_ids", "response_ids"))
     prompts = known.drop_duplicates("prompt_id").set_index("prompt_id")["prompt"]
@@ -103,8 +103,8 @@ def _rewards(build: Build, options: RunOptions, samples: pd.DataFrame, drawn: li
     """
     if build.node.spec["oracle"]:
         return _oracle_rewards(build, samples)[:, None]
-    from prefopt.bulk import reward_responses
-    from prefopt.reward_models import load_reward_model
+    from prefopt.engine.bulk import reward_responses
+    from prefopt.engine.reward_models import load_reward_model
 
     columns = samples["prompt_ids"].tolist(), samples["response_ids"].tolist()
     outputs, found = build.node.spec.get("outputs", 1), []
@@ -117,7 +117,7 @@ def _rewards(build: Build, options: RunOptions, samples: pd.DataFrame, drawn: li
         found.append(reward_responses(model, *columns, batch_size=options.micro_batch, kept=kept))
     if outputs == 1:
         return np.stack(found, axis=1)
-    from prefopt.reward_objectives import preference_over_others
+    from prefopt.training.reward_objectives import preference_over_others
 
     (vectors,) = found
     return np.concatenate([preference_over_others(vectors[places]) for _, places in drawn])[:, None]

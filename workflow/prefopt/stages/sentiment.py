@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from prefopt.builds import Build
 from prefopt.errors import BadInput
 from prefopt.stages import RunOptions
+from prefopt.store.builds import Build
 from prefopt.tables import read_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from prefopt.sentiment import Classifier
+    from prefopt.evaluation.sentiment import Classifier
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ def train_classifier(build: Build, options: RunOptions) -> None:
 
     Raises BadInput where the split is empty.
     """
-    from prefopt.sentiment import fit_classifier
+    from prefopt.evaluation.sentiment import fit_classifier
 
     split = build.node.spec["split"]
     pairs = read_table(build.parent("pairs") / "pairs.parquet")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefopt.errors import BadInput
-from prefopt.evaluation_page import Evaluation
+from prefopt.reporting.evaluation_page import Evaluation
 from prefopt.stages import annotated
 
 if TYPE_CHECKING:

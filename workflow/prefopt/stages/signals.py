@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prefopt.builds import Build
 from prefopt.errors import BadInput, FailedCheck
 from prefopt.files import read_json, write_json
 from prefopt.specs import DispersionSpec, SamplingSpec
@@ -17,6 +16,7 @@ from prefopt.stages import RunOptions
 from prefopt.stages.common import device_of, kept_rows, run_training
 from prefopt.stages.tables import draw_keys, token_rows, votes_table
 from prefopt.stages.weights import save_trained, tokenizer_for, weights_of, with_adapter
+from prefopt.store.builds import Build
 from prefopt.tables import join_one_to_one, read_table, write_table
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 def train_sft(build: Build, options: RunOptions) -> None:
     """Fine-tune the base model on the chosen responses of the train split."""
     from prefopt.models import load_causal_lm
-    from prefopt.objectives import SftObjective
+    from prefopt.training.objectives import SftObjective
 
     rows = token_rows(build.parent("tokens"), "train")
     weights = weights_of(build.parent("base"))
@@ -47,9 +47,9 @@ def score_reference(build: Build, options: RunOptions) -> None:
     """
     import pandas as pd
 
-    from prefopt.bulk import score_pairs
+    from prefopt.engine.bulk import score_pairs
+    from prefopt.engine.token_scores import score_tokens
     from prefopt.models import load_causal_lm
-    from prefopt.token_scores import score_tokens
 
     rows = token_rows(build.parent("tokens"))
     weights = weights_of(build.parent("model"))
@@ -101,7 +101,7 @@ def sample_reference(build: Build, options: RunOptions) -> None:
     """
     import pandas as pd
 
-    from prefopt.bulk import score_responses
+    from prefopt.engine.bulk import score_responses
     from prefopt.generation import generate
     from prefopt.models import load_causal_lm
 

@@ -47,7 +47,7 @@ def prompt_rows(artifact: Path, split: str, count: int | None) -> pd.DataFrame:
 
 def prompt_texts(artifact: Path, prompt_ids: Sequence[int], split: str | None = None) -> list[str]:
     """The prompts of pairs or a prompt set with these ids, in their order, each as one string; ``split``: only that."""
-    from prefopt.answers import instruction_text
+    from prefopt.engine.answers import instruction_text
 
     pairs = read_table(_table(artifact, "pairs.parquet"), ("prompt_id", "prompt"), split)
     prompts = pairs.drop_duplicates("prompt_id").set_index("prompt_id")["prompt"]

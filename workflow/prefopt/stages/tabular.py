@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 
-from prefopt.builds import Build
 from prefopt.errors import FailedCheck
 from prefopt.files import write_json, write_text
 from prefopt.stages import RunOptions
+from prefopt.store.builds import Build
 from prefopt.studies import get_study
 
 log = logging.getLogger(__name__)

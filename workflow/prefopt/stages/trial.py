@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefopt.adapters import is_adapted
-from prefopt.answers import draw_answers, log_ratio, sampling_of_draw, steps_of_fractions
-from prefopt.builds import Build
+from prefopt.engine.adapters import is_adapted
+from prefopt.engine.answers import draw_answers, log_ratio, sampling_of_draw, steps_of_fractions
 from prefopt.errors import FailedCheck
 from prefopt.files import write_lines
 from prefopt.specs import SamplingSpec, TrainSpec
@@ -22,14 +21,15 @@ from prefopt.stages.leakage import check_unseen
 from prefopt.stages.policy import policy_objective, policy_to_train
 from prefopt.stages.tables import prompt_rows, prompt_texts
 from prefopt.stages.weights import answerer_of, policy_of
+from prefopt.store.builds import Build
 from prefopt.tables import read_table, write_table
 
 if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from prefopt.answers import Mixture
-    from prefopt.precision import Precision
+    from prefopt.engine.answers import Mixture
+    from prefopt.engine.precision import Precision
 
 _ROUND = "round"  # and its number: the role of what answers after a round
 
@@ -82,7 +82,7 @@ class _Evaluation:
 
     def visit(self, model: PreTrainedModel, step: int) -> None:
         """Answer all sets with the weights as they are, in fp32 as saved weights would be."""
-        from prefopt.precision import set_precision
+        from prefopt.engine.precision import set_precision
 
         set_precision(model, "fp32")
         try:
@@ -161,9 +161,9 @@ def _means(table: pd.DataFrame) -> dict[str, dict[str, float]]:
 
 
 def _trained(build: Build, options: RunOptions) -> _Evaluation:
-    from prefopt.heads import heads_on
-    from prefopt.optimizers import total_steps
-    from prefopt.training_run import Visits
+    from prefopt.training.heads import heads_on
+    from prefopt.training.optimizers import total_steps
+    from prefopt.training.training_run import Visits
 
     spec = build.node.spec
     train = TrainSpec.model_validate(spec["train"])

@@ -5,19 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from prefopt import parallel
 from prefopt.artifacts import outputs_digest
-from prefopt.builds import Build
 from prefopt.errors import BadInput
 from prefopt.files import read_json, write_json
+from prefopt.processes import parallel
 from prefopt.stages.common import device_of
+from prefopt.store.builds import Build
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from prefopt.answers import Mixture
-    from prefopt.precision import Precision
+    from prefopt.engine.answers import Mixture
+    from prefopt.engine.precision import Precision
     from prefopt.stages import RunOptions
 
 WEIGHTS = "weights"
@@ -60,7 +60,7 @@ def weights_of(artifact: Path) -> Weights:
         if not folder.is_dir():
             raise BadInput(f"{folder}: the model folder recorded in {artifact / SOURCE} is gone")
         return Weights(folder, source["trust_remote_code"])
-    from prefopt.hub import model_snapshot
+    from prefopt.inputs.hub import model_snapshot
 
     folder = model_snapshot(source["repo"], source["revision"], code=source["trust_remote_code"])
     return Weights(folder, source["trust_remote_code"])
@@ -97,7 +97,7 @@ def answerer_of(
 
 
 def _mixture(build: Build, options: RunOptions, folder: Path) -> tuple[Mixture, PreTrainedTokenizerBase]:
-    from prefopt.answers import Mixture
+    from prefopt.engine.answers import Mixture
     from prefopt.models import load_causal_lm
 
     models, shares = [], []
@@ -115,8 +115,8 @@ def _mixture(build: Build, options: RunOptions, folder: Path) -> tuple[Mixture, 
 
 def tokenizer_for(build: Build, folder: Path, trusted: bool) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder; BadInput where its vocabulary is not the one of every parent's token ids."""
+    from prefopt.inputs.tokenizer_training import check_same_vocabulary
     from prefopt.models import load_tokenizer
-    from prefopt.tokenizer_training import check_same_vocabulary
 
     tokenizer = load_tokenizer(folder, trust_remote_code=trusted)
     for artifact in {ref: build.parent(role) for role, ref in build.node.parents.items() if _is_tokens(role)}.values():
@@ -130,7 +130,7 @@ def _is_tokens(role: str) -> bool:
 
 def with_adapter(build: Build, model: PreTrainedModel, seed: int, head: nn.Module | None = None) -> None:
     """Put the adapter that the spec's ``train`` section declares, if any, onto the model, with the head it trains."""
-    from prefopt.adapters import add_adapter
+    from prefopt.engine.adapters import add_adapter
     from prefopt.specs import AdapterSpec
 
     declared = build.node.spec["train"].get("adapter")
@@ -144,7 +144,7 @@ def save_trained(build: Build, model: PreTrainedModel, tokenizer: PreTrainedToke
     """Write what was trained, by one process: a model folder, or the adapter and what its weights stand on."""
     if not parallel.is_main():
         return
-    from prefopt.adapters import is_adapted, save_adapter
+    from prefopt.engine.adapters import is_adapted, save_adapter
     from prefopt.models import save_model
 
     folder = build.work / WEIGHTS

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict, create_model
 
-from prefopt.config import parse
 from prefopt.errors import BadInput, FailedCheck, nearest
+from prefopt.planning.config import parse
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -54,8 +54,8 @@ def add_show_answers(verbs: Verbs, common: argparse.ArgumentParser) -> None:
 
 
 def _show_answers(arguments: argparse.Namespace) -> None:
-    from prefopt.evaluation_page import render_page
     from prefopt.files import write_text
+    from prefopt.reporting.evaluation_page import render_page
     from prefopt.stages.shown import evaluations_of
 
     options = annotation_options(arguments)

@@ -8,9 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefopt import parallel, team
+from prefopt import team
 from prefopt.errors import AlreadyMade, FailedCheck
-from prefopt.shares import check_divisible, has_divisible_rows
+from prefopt.processes import parallel
+from prefopt.processes.shares import check_divisible, has_divisible_rows
 from prefopt.stages import STAGES, RunOptions, Stage
 from prefopt.verbs.arguments import Verbs, count
 

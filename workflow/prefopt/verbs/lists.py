@@ -23,8 +23,8 @@ def add_verbs(verbs: Verbs, common: argparse.ArgumentParser) -> None:
 
 def _losses(arguments: argparse.Namespace) -> None:
     from prefopt.losses import COMPOSITIONS, LOSSES
-    from prefopt.methods_page import page_with_tables, parameters_text, procedure_parameters, steps_text
     from prefopt.procedures import PROCEDURES
+    from prefopt.reporting.methods_page import page_with_tables, parameters_text, procedure_parameters, steps_text
 
     if arguments.page is not None:
         from prefopt.files import read_text, write_text
@@ -51,7 +51,7 @@ def _studies(arguments: argparse.Namespace) -> None:
 
 def _schema(arguments: argparse.Namespace) -> None:
     from prefopt.files import write_text
-    from prefopt.schema import schemas
+    from prefopt.planning.schema import schemas
 
     for name, text in schemas().items():
         write_text(arguments.out / name, text)

@@ -15,7 +15,7 @@ from prefopt.verbs.arguments import Verbs
 if TYPE_CHECKING:
     import pandas as pd
 
-    from prefopt.bradley_terry import Ranking
+    from prefopt.evaluation.bradley_terry import Ranking
 
 CONFIDENCE = 0.95
 
@@ -64,7 +64,7 @@ def rank_files(
     A model is ``generator_2`` (or ``model``), its opponent ``generator_1``; prompts are told apart by ``instruction``
     or ``index`` and are the clusters of the intervals. Raises BadInput, naming the file, for what cannot be used.
     """
-    from prefopt.bradley_terry import bradley_terry, style_difference
+    from prefopt.evaluation.bradley_terry import bradley_terry, style_difference
 
     if resamples < 0 or resamples == 1:
         raise BadInput(f"--resamples is {resamples}; give 2 or more, or 0 for none")
@@ -82,7 +82,7 @@ def compare_files(first: Sequence[Path], second: Sequence[Path] | None = None) -
     Rows are paired by ``instruction`` or ``index``; a prompt that a file lacks counts as missing there. Raises BadInput
     for several models in a file, several baselines, or a prompt that is in a file twice.
     """
-    from prefopt.comparison import compare_policies
+    from prefopt.evaluation.comparison import compare_policies
 
     if second is None:
         if len(first) != 2:
@@ -107,7 +107,7 @@ def fit_files(
     """
     import pandas as pd
 
-    from prefopt.difficulty import fit_difficulty
+    from prefopt.evaluation.difficulty import fit_difficulty
     from prefopt.files import write_text
 
     if out.suffix != ".csv":
@@ -172,7 +172,7 @@ def _prompts_by_file(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _ranking_json(ranking: Ranking, method: str, missing: int) -> dict[str, Any]:
-    from prefopt.bradley_terry import elo
+    from prefopt.evaluation.bradley_terry import elo
 
     count = len(ranking.models)
     limits = ranking.intervals(method, CONFIDENCE)

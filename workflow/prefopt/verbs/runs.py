@@ -44,8 +44,8 @@ def add_verbs(verbs: Verbs, common: argparse.ArgumentParser) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> None:
-    from prefopt.machines import parsed_gpus
-    from prefopt.plan_text import plan_lines
+    from prefopt.planning.machines import parsed_gpus
+    from prefopt.planning.text import plan_lines
 
     if arguments.names:
         arguments.items = ",".join([*arguments.names, *([arguments.items] if arguments.items else [])])
@@ -54,13 +54,13 @@ def _plan(arguments: argparse.Namespace) -> None:
 
 
 def _launch(arguments: argparse.Namespace) -> None:
-    from prefopt.launch import launch
+    from prefopt.processes.launch import launch
 
     sys.exit(launch(arguments.command, arguments.logs))
 
 
 def _verify(arguments: argparse.Namespace) -> None:
-    from prefopt.inventory import damaged
+    from prefopt.store.inventory import damaged
 
     plan = loaded_plan(arguments)
     results = Path(plan.config.results)
@@ -82,7 +82,7 @@ def _verify(arguments: argparse.Namespace) -> None:
 def _report(arguments: argparse.Namespace) -> None:
     from prefopt.files import write_text
     from prefopt.report import collect_report
-    from prefopt.report_page import render_report
+    from prefopt.reporting.report_page import render_report
 
     results, refs = versions.finished_items(arguments.manifests)
     html = render_report(collect_report(results, refs))
@@ -91,8 +91,8 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from prefopt.exports import export_items, update_readme
-    from prefopt.paper_metrics import write_paper_metrics
+    from prefopt.reporting.exports import export_items, update_readme
+    from prefopt.reporting.paper_metrics import write_paper_metrics
 
     plan = loaded_plan(arguments)
     refs = {name: node.ref for name, node in plan.items.items()}

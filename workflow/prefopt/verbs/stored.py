@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 from prefopt.artifacts import node_of, results_of
-from prefopt.bundles import store_of, unpack, unpack_from, write_bundle
-from prefopt.verification import verify_artifact
-from prefopt.warm import outlive
+from prefopt.processes.warm import outlive
+from prefopt.store.bundles import store_of, unpack, unpack_from, write_bundle
+from prefopt.store.verification import verify_artifact
 
 log = logging.getLogger("prefopt")
 

@@ -111,7 +111,7 @@ def _publish(arguments: argparse.Namespace) -> None:
 
 
 def _trace(arguments: argparse.Namespace) -> None:
-    from prefopt.trace import Tracer, as_text
+    from prefopt.reporting.trace import Tracer, as_text
 
     results, current = _results_and_items(arguments)
     found = Tracer(results, current).trace(arguments.name)
@@ -123,7 +123,7 @@ def _results_and_items(arguments: argparse.Namespace) -> tuple[Path, list[str]]:
     try:
         plan = loaded_plan(arguments)
     except BadInput:
-        from prefopt.config import load_config
+        from prefopt.planning.config import load_config
 
         given = {"results": arguments.results} if arguments.results else {}
         return Path(load_config(arguments.config, given).results), []
@@ -131,7 +131,7 @@ def _results_and_items(arguments: argparse.Namespace) -> tuple[Path, list[str]]:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    from prefopt import versions
+    from prefopt.reporting import versions
 
     folders = (arguments.results_a, arguments.results_b)
     asked = iter(arguments.revisions)
@@ -146,7 +146,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     metrics = arguments.metrics.split(",") if arguments.metrics else None
     found = versions.compare_versions(one, other, arguments.items.split(","), metrics)
     if arguments.html is not None:
-        from prefopt.versions_page import render_versions
+        from prefopt.reporting.versions_page import render_versions
 
         write_text(arguments.html, render_versions(found))
         print(f"page: {arguments.html}", file=sys.stderr)
@@ -154,7 +154,7 @@ def _compare(arguments: argparse.Namespace) -> None:
 
 
 def _checkout() -> Path:
-    from prefopt.revisions import checkout_of
+    from prefopt.reporting.revisions import checkout_of
 
     checkout = checkout_of(Path.cwd())
     if checkout is None:
@@ -164,8 +164,8 @@ def _checkout() -> Path:
 
 def remake(results: Path, damaged: Iterable[str]) -> None:
     """Remove damaged artifacts and what was made from them, and say so; the next run makes them again."""
-    from prefopt.inventory import remove_for_remake
-    from prefopt.launch import only_run, only_run_of
+    from prefopt.processes.launch import only_run, only_run_of
+    from prefopt.store.inventory import remove_for_remake
 
     with only_run(), only_run_of(results):
         gone = remove_for_remake(results, damaged)
@@ -174,8 +174,8 @@ def remake(results: Path, damaged: Iterable[str]) -> None:
 
 
 def _gc(arguments: argparse.Namespace) -> None:
-    from prefopt.inventory import remove, unreached
-    from prefopt.launch import only_run, only_run_of
+    from prefopt.processes.launch import only_run, only_run_of
+    from prefopt.store.inventory import remove, unreached
 
     results, wanted, unplanned = _reached(arguments)
     left_out = tuple(filter(None, arguments.leave_out.split(",")))
@@ -213,7 +213,7 @@ def _reached(arguments: argparse.Namespace) -> tuple[Path, set[str], dict[str, s
 
     All declared items count, also those that ``items:`` does not name, each in its quick part and in full.
     """
-    from prefopt.config import load_config
+    from prefopt.planning.config import load_config
 
     given: dict[str, Any] = {"data_root": arguments.data_root, "results": arguments.results}
     given = {key: value for key, value in given.items() if value is not None}

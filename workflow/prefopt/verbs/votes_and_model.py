@@ -25,8 +25,8 @@ def against_model(votes: Votes, given: argparse.Namespace) -> dict[str, Any]:
     """Estimates of dispersion by the model (and reward models) beside the annotators."""
     from prefopt.annotators.agreement import counts_of
     from prefopt.annotators.estimates import compare_with_people, reward_estimates
-    from prefopt.bulk import score_responses
     from prefopt.dispersion import normalised_entropy
+    from prefopt.engine.bulk import score_responses
     from prefopt.models import load_causal_lm, load_tokenizer, pick_device
 
     device = pick_device(given.device)
@@ -112,8 +112,8 @@ def _pair_table(pairs: Sequence[VotedPair]) -> pd.DataFrame:
 
 
 def _sampled(model: Any, tokenizer: Any, tokens: Any, given: argparse.Namespace) -> np.ndarray:
-    from prefopt.bulk import score_responses
     from prefopt.dispersion import sequence_entropy
+    from prefopt.engine.bulk import score_responses
     from prefopt.generation import generate
     from prefopt.specs import SamplingSpec
 
@@ -130,10 +130,10 @@ def _sampled(model: Any, tokenizer: Any, tokens: Any, given: argparse.Namespace)
 
 def _reward_margins(given: argparse.Namespace, device: str, prompts: list, sides: list[list]) -> np.ndarray:
     """Margins of all reward models [N, K]."""
-    from prefopt.bulk import reward_responses
+    from prefopt.engine.bulk import reward_responses
+    from prefopt.engine.reward_models import load_reward_model
+    from prefopt.inputs.tokenizer_training import check_same_vocabulary
     from prefopt.models import load_tokenizer
-    from prefopt.reward_models import load_reward_model
-    from prefopt.tokenizer_training import check_same_vocabulary
 
     if len(given.rewards) < 2:
         raise BadInput("--rewards names one reward model; votes and variances need two or more")
