@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from benchmarks.conditions import ROOT
 from benchmarks.many_runs import make_missing
-from benchmarks.pairs_and_models import ROOT, environment, markdown, median_range, write_evidence
+from benchmarks.pairs_and_models import environment, markdown, median_range, write_evidence
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import (

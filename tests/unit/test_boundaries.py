@@ -161,7 +161,7 @@ def test_what_tests_and_benchmarks_import_is_there():
     files = [*TESTS.rglob("*.py"), *(TESTS.parent / "benchmarks").glob("*.py")]
     for path in files:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "prefopt":
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in {"prefopt", "benchmarks"}:
                 there = importlib.import_module(node.module)
                 found = [a.name for a in node.names if not (hasattr(there, a.name) or submodule(there, a.name))]
                 assert not found, (path, node.lineno, found)
