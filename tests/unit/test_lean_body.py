@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import tiny
+from prefopt.engine import lean_body
 from prefopt.engine.adapters import add_adapter
 from prefopt.engine.lean_body import lean_states, runs_lean
 from prefopt.engine.packing import attention_for, pack, pad
@@ -119,6 +120,53 @@ def test_products_have_few_sizes_and_the_last_layer_goes_on_with_the_wanted_toke
     ]
 
 
+class Kept:
+    """Bytes of what autograd keeps for the backward pass, parameters and what attention keeps left out."""
+
+    def __init__(self, model, monkeypatch):
+        self.parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        self.held, self.counting = {}, True
+        attention = lean_body._attention
+
+        def uncounted(*args):
+            self.counting = False
+            found = attention(*args)
+            self.counting = True
+            return found
+
+        monkeypatch.setattr(lean_body, "_attention", uncounted)
+
+    def keep(self, value):
+        storage = value.untyped_storage()
+        if self.counting and storage.data_ptr() not in self.parameters:
+            self.held[storage.data_ptr()] = storage  # held, so that no other gets its address
+        return value
+
+    @property
+    def bytes(self):
+        return sum(storage.nbytes() for storage in self.held.values())
+
+
+def test_a_layer_keeps_its_norms_inputs_and_roots_its_gates_and_what_attention_gave_and_repeats_no_product(monkeypatch):
+    """The difference of three layers and two: one layer that goes on with all tokens."""
+    rows = rows_of(80, 2, 12)
+    tokens = -(-rows.inputs["input_ids"].numel() // 64) * 64
+    kept, repeated = [], []
+    for layers in (2, 3):
+        model = llama(num_hidden_layers=layers)
+        with monkeypatch.context() as patch, Products() as products:
+            memory = Kept(model, patch)
+            with torch.autograd.graph.saved_tensors_hooks(memory.keep, lambda value: value):
+                states = lean_states(model, rows, rows.before)
+            states.sum().backward()
+        kept.append(memory.bytes)
+        repeated.append(len(products.seen))
+    numbers = 2 * (WIDTH + 1) + 2 * INNER + WIDTH  # of a token: two norms; gate and up; attention's output
+    weights = 3 * WIDTH * WIDTH  # of queries, keys and values, side by side
+    assert kept[1] - kept[0] == 4 * (tokens * numbers + weights)
+    assert repeated == [3 * 5 * 2, 3 * 5 * 3]  # forward, for the inputs, for the weights
+
+
 def changed(model, how):
     """The model after a change that its weights alone do not show."""
     if how == "hook":
@@ -146,6 +194,8 @@ def test_a_body_that_is_more_than_its_weights_runs_by_its_modules(how):
 def test_padded_rows_and_layers_that_are_run_another_way_take_the_modules():
     model, rows = llama(), rows_of(2, 2, 5)
     with layers_run(model, checkpointing=True, compiled=False):
+        assert not runs_lean(model, rows)
+    with torch.autocast("cpu", torch.bfloat16):
         assert not runs_lean(model, rows)
     assert runs_lean(model, rows)
     assert not runs_lean(model, pad([[1]], [[2]], torch.device("cpu")))

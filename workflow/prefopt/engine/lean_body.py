@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from prefopt.engine.lean import is_plain_body
+from prefopt.engine.lean_steps import gated_product, normed, normed_products
 from prefopt.engine.packing import Packing, Rows, causal
 from prefopt.engine.products import REPEATED, linear
 
@@ -34,6 +35,7 @@ def runs_lean(model: PreTrainedModel, rows: Rows) -> bool:
         and body.device.type == "cpu"
         and is_plain_body(body)
         and not body.training
+        and not torch.is_autocast_enabled("cpu")
         and not any("forward" in vars(part) or _hooked(part) for layer in body.layers for part in layer.modules())
     )
 
@@ -54,7 +56,7 @@ def lean_states(model: PreTrainedModel, rows: Rows, places: Tensor) -> Tensor:
         hidden = _layer(layer, hidden, hidden, lay, everywhere)
     wanted = F.pad(places, (0, _more(len(places))))
     hidden = _layer(last, hidden, F.embedding(wanted, hidden), lay, packing.place[wanted])
-    return _normed(hidden[: len(places)], body.norm)
+    return normed(hidden[: len(places)], body.norm)
 
 
 def _more(size: int) -> int:
@@ -107,16 +109,17 @@ def _layer(layer: nn.Module, hidden: Tensor, kept: Tensor, lay: _Layout, place: 
     """The layer's output [P, H] at places of the groups [P], whose inputs are ``kept`` [P, H]; hidden [N, H]."""
     attention, mlp = layer.self_attn, layer.mlp
     weights = _side_by_side(attention, lay.turns.shape[1])
-    seen = _attention(_linear(_normed(hidden, layer.input_layernorm), weights), lay, attention.scaling)
-    kept = kept + _linear(F.embedding(place, seen), attention.o_proj.weight)
-    normed = _normed(kept, layer.post_attention_layernorm)
-    gated = _Gated.apply(_linear(normed, mlp.gate_proj.weight), _linear(normed, mlp.up_proj.weight))
-    return kept + _linear(gated, mlp.down_proj.weight)
+    (states,) = normed_products(hidden, layer.input_layernorm, weights, least=_least(hidden))
+    seen = F.embedding(place, _attention(states, lay, attention.scaling))
+    kept = kept + linear(seen, attention.o_proj.weight, least=_least(kept))
+    weights = (mlp.gate_proj.weight, mlp.up_proj.weight)
+    gate, up = normed_products(kept, layer.post_attention_layernorm, *weights, least=_least(kept))
+    return kept + gated_product(gate, up, mlp.down_proj.weight, least=_least(kept))
 
 
-def _linear(states: Tensor, weight: Tensor) -> Tensor:
-    """states [N, in] @ weight' [out, in]."""
-    return linear(states, weight, least=REPEATED if len(states) >= _FEWEST else None)
+def _least(states: Tensor) -> int | None:
+    """Multiplications of a product of states [N, H] that pays: sizes of many tokens are rounded, and come again."""
+    return REPEATED if len(states) >= _FEWEST else None
 
 
 def _side_by_side(attention: nn.Module, half: int) -> Tensor:
@@ -173,45 +176,3 @@ def _turn(spread: Tensor, out: Tensor, lay: _Layout, turns: Tensor) -> None:
         shape = (-1, length, turns.shape[1])
         torch.mul(given[start:end].view(shape), turns[:length], out=found[start:end].view(shape))
         start = end + lay.heads[2] * rows * length
-
-
-def _normed(states: Tensor, norm: nn.Module) -> Tensor:
-    """The root-mean-square norm of states [N, H]."""
-    return _Normed.apply(states, norm.weight, norm.variance_epsilon)
-
-
-class _Normed(torch.autograd.Function):
-    """y = w x / r with r = sqrt(mean x^2 + epsilon); dx = (w dy - (x / r) mean(w dy x / r)) / r."""
-
-    @staticmethod
-    def forward(ctx: Any, states: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        norm = torch.linalg.vector_norm(states, dim=1, keepdim=True)
-        inverse = norm.square_().div_(states.shape[1]).add_(epsilon).rsqrt_()
-        scaled = states * inverse
-        ctx.save_for_backward(scaled, inverse, weight)
-        return scaled * weight
-
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        scaled, inverse, weight = ctx.saved_tensors
-        both = grad * scaled
-        mean = (both @ weight)[:, None] / len(weight)
-        grad_states = (grad * weight).addcmul_(scaled, mean, value=-1).mul_(inverse)
-        return grad_states, both.sum(dim=0), None
-
-
-class _Gated(torch.autograd.Function):
-    """silu(gate) * up."""
-
-    @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
-        open_ = F.silu(gate)
-        ctx.save_for_backward(gate, up, open_)
-        return open_ * up
-
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        gate, up, open_ = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(grad * up, gate), grad * open_

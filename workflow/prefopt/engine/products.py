@@ -82,7 +82,7 @@ class _Linear(torch.autograd.Function):
         wanted = ctx.needs_input_grad
         return (
             product(rows, weight, ctx.least).view_as(values) if wanted[0] else None,
-            _weight_gradient(rows, values.flatten(0, -2), ctx.least) if wanted[1] else None,
+            weight_gradient(rows, values.flatten(0, -2), ctx.least) if wanted[1] else None,
             rows.sum(dim=0) if wanted[2] else None,
             None,
         )
@@ -93,13 +93,18 @@ def add_weight_gradient(total: Tensor, grad: Tensor, values: Tensor) -> None:
     if len(grad) < _MANY or total.numel() > _SMALL_TOTAL or not _pays(grad, values, values.shape[1]):
         total.addmm_(grad.t(), values)
     else:
-        total += _weight_gradient(grad, values)
+        total += weight_gradient(grad, values)
 
 
-def _weight_gradient(grad: Tensor, values: Tensor, least: int | None = None) -> Tensor:
-    """grad' [out, R] @ values [R, in]; oneDNN is faster where the longer side of the result stands second."""
+def weight_gradient(grad: Tensor, values: Tensor, least: int | None = None) -> Tensor:
+    """grad' [out, R] @ values [R, in], without gradients; small ones, see ``linear``, as torch has them.
+
+    oneDNN is faster where the longer side of the result stands second.
+    """
     out, inner = grad.shape[1], values.shape[1]
-    return product(grad.t(), values, least) if out <= inner else product(values.t(), grad, least).t()
+    if out > inner and _pays(values.t(), grad, out, least):
+        return _onednn(values.t(), grad.t()).t()
+    return product(grad.t(), values, least)
 
 
 def _pays(values: Tensor, other: Tensor, columns: int, least: int | None = None) -> bool:
