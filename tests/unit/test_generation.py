@@ -7,12 +7,13 @@ import torch
 from transformers import GenerationConfig
 
 import tiny
+from prefopt import generation
 from prefopt.artifacts import Node
 from prefopt.engine import decoding
 from prefopt.engine.vllm_engine import request
 from prefopt.errors import BadInput
 from prefopt.files import read_json
-from prefopt.generation import generate
+from prefopt.generation import generate, generate_draws
 from prefopt.specs import SamplingSpec
 
 PROMPTS = [[tiny.BOS, *row] for row in tiny.token_rows(10, 1, 9, seed=2)]
@@ -68,6 +69,31 @@ def test_the_same_seed_gives_the_same_responses_another_seed_others(model):
     assert again.response_ids[:4] != again.response_ids[4:]  # every batch has a seed of its own
 
 
+@pytest.mark.parametrize(("settings", "at_a_time"), [({}, 3), ({"top_p": 0.8}, 3), ({"temperature": 0.0}, 3), ({}, 1)])
+def test_draws_that_share_passes_are_those_of_their_seeds_alone(model, settings, at_a_time, monkeypatch, tmp_path):
+    """Keys and values of 4 prompts of at most 10 tokens and 20 new ones: 2 * layers * width * 4 bytes a token."""
+    read, decode = [], decoding.decode
+
+    def counted(model, prompts, **given):
+        read.append(prompts)
+        return decode(model, prompts, **given)
+
+    alone = [run(model, seed=seed, **settings) for seed in (5, 0, 7)]
+    monkeypatch.setattr(decoding, "decode", counted)
+    longest = max(len(prompt) for prompt in PROMPTS[:4])
+    size = 4 * (longest + 20) * 2 * model.config.num_hidden_layers * model.config.hidden_size * 4
+    monkeypatch.setattr(generation, "_TOGETHER_BYTES", at_a_time * size)
+    sampling = SamplingSpec(**{"max_new_tokens": 20, "batch_size": 4, "seed": 99, **settings})
+    draws = generate_draws(model, tiny.tokenizer(), PROMPTS[:4], sampling, [5, 0, 7], state=tmp_path, progress=False)
+    assert read == [PROMPTS[:4] * at_a_time] * (3 // at_a_time)
+    assert [found.response_ids for found in draws] == [one.response_ids[:4] for one in alone]
+    every = generate_draws(model, tiny.tokenizer(), PROMPTS, sampling, [5, 0, 7], progress=False)
+    assert every == alone
+    read.clear()
+    again = generate_draws(model, tiny.tokenizer(), PROMPTS[:4], sampling, [5, 0, 7], state=tmp_path, progress=False)
+    assert (again, read) == (draws, [])
+
+
 def test_sampling_frequencies_are_the_tempered_probabilities(model):
     prompt, temperature, draws = PROMPTS[0], 0.7, 4000
     out = run(model, prompts=[prompt] * draws, max_new_tokens=1, temperature=temperature, batch_size=1000)
@@ -108,6 +134,8 @@ def test_prompts_that_do_not_fit_are_refused(model):
     with pytest.raises(BadInput, match="prompt 1 has no tokens"):
         run(model, prompts=[[1], []])
     assert run(model, prompts=[]) == ([], [])
+    sampling = SamplingSpec()
+    assert generate_draws(model, tiny.tokenizer(), [], sampling, [1, 2], progress=False) == [([], []), ([], [])]
 
 
 class Killed(Exception):

@@ -126,7 +126,7 @@ class Kept:
     def __init__(self, model, monkeypatch):
         self.parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
         self.held, self.counting = {}, True
-        attention = lean_body._attention
+        attention = lean_body.attention
 
         def uncounted(*args):
             self.counting = False
@@ -134,7 +134,7 @@ class Kept:
             self.counting = True
             return found
 
-        monkeypatch.setattr(lean_body, "_attention", uncounted)
+        monkeypatch.setattr(lean_body, "attention", uncounted)
 
     def keep(self, value):
         storage = value.untyped_storage()

@@ -511,7 +511,10 @@ def test_a_mixture_draws_a_policy_for_every_prompt_and_knows_its_probability(mad
     assert answers == [alone[turn][row] for row, turn in enumerate(turns)]
     logp = [score_responses(model, prompts, answers, batch_size=8)["logp"] for model in (*models, home)]
     expected = np.log(0.25 * np.exp(logp[0]) + 0.75 * np.exp(logp[1])) - logp[2]
-    np.testing.assert_allclose(log_ratio(mixture, home, prompts, answers, batch_size=8), expected, atol=1e-4)
+    found = log_ratio(mixture, home, prompts, [answers, answers[::-1]], batch_size=8)
+    np.testing.assert_allclose(found[:, 0], expected, atol=1e-4)
+    backwards = log_ratio(mixture, home, prompts, [answers[::-1]], batch_size=8)[:, 0]
+    np.testing.assert_allclose(found[:, 1], backwards, atol=1e-4)
 
 
 def test_types_need_votes_and_their_loss(tmp_path):

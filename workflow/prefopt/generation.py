@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from prefopt.specs import SamplingSpec
 
 Ids = Sequence[Sequence[int]]
-DrawBatch = Callable[[Ids, int], list[list[int]]]  # prompts and a seed -> tokens, which may go on after the first end
+# prompts and seeds -> per seed a response to each prompt, which may go on after its first end token
+DrawBatch = Callable[[Ids, Sequence[int]], list[list[list[int]]]]
+
+_TOGETHER_BYTES = 1 << 27  # of keys and values up to which draws with several seeds share their passes
 
 
 class Generations(NamedTuple):
@@ -63,10 +66,28 @@ def generate(
     takes ``state``. Raises BadInput for an empty prompt, where a prompt and max_new_tokens exceed the positions that
     the model was made for, and for an engine that is not installed.
     """
+    seeds = [sampling.seed]
+    return generate_draws(model, tokenizer, prompt_ids, sampling, seeds, state=state, progress=progress)[0]
+
+
+def generate_draws(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_ids: Ids,
+    sampling: SamplingSpec,
+    seeds: Sequence[int],
+    *,
+    state: Path | None = None,
+    progress: bool = True,
+) -> list[Generations]:
+    """For every seed what ``generate`` gives with it in the place of ``sampling.seed``.
+
+    Draws of a small model share their passes: a batch's prompts are read once for all of them.
+    """
     _check_prompts(model, prompt_ids, sampling)
     ends = end_token_ids(model, tokenizer)
     starts = range(0, len(prompt_ids), sampling.batch_size)
-    batches = [_Batch(prompt_ids, sampling, ends, number, state) for number in range(len(starts))]
+    batches = [_Batch(prompt_ids, sampling, seeds, ends, number=number, state=state) for number in range(len(starts))]
     left = [batch for batch in batches if batch.kept() is None] if team.size() > 1 else batches
     team.barrier()  # all have looked before anyone draws
     mine = shares([batch.cost for batch in left], team.size())[team.rank()]
@@ -79,25 +100,33 @@ def generate(
             left[number].respond(draw)
             bar.advance()
     team.barrier()
-    responses = [response for batch in batches for response in batch.merged()]
-    return Generations(responses, [response[-1] in ends for response in responses])
+    drawn = [[row for rows in parts for row in rows] for parts in zip(*(b.merged() for b in batches), strict=True)]
+    drawn = drawn or [[] for _ in seeds]
+    return [Generations(rows, [row[-1] in ends for row in rows]) for rows in drawn]
 
 
 class _Batch:
-    """Prompts whose responses are drawn from one seed, and where these are kept."""
+    """Prompts whose responses are drawn from one seed per draw, and where these are kept."""
 
     def __init__(
-        self, prompt_ids: Ids, sampling: SamplingSpec, ends: list[int], number: int, state: Path | None
+        self,
+        prompt_ids: Ids,
+        sampling: SamplingSpec,
+        seeds: Sequence[int],
+        ends: list[int],
+        *,
+        number: int,
+        state: Path | None,
     ) -> None:
         start = number * sampling.batch_size
         self._prompts = [[*prompt] for prompt in prompt_ids[start : start + sampling.batch_size]]
-        self._seed, self._ends = _batch_seed(sampling.seed, number), ends
+        self._seeds, self._ends = [_batch_seed(seed, number) for seed in seeds], ends
         self._path = state / f"batch-{number:06d}.json" if state is not None else None
-        self._asked = {"prompts": self._prompts, "sampling": sampling.model_dump(), "seed": self._seed, "ends": ends}
-        self._responses: list[list[int]] | None = None
+        self._asked = {"prompts": self._prompts, "sampling": sampling.model_dump(), "seeds": self._seeds, "ends": ends}
+        self._responses: list[list[list[int]]] | None = None
         self.cost = sum(map(len, self._prompts)) + len(self._prompts) * sampling.max_new_tokens
 
-    def kept(self) -> list[list[int]] | None:
+    def kept(self) -> list[list[list[int]]] | None:
         """The responses in a file that was made for exactly this."""
         if self._path is None or not self._path.is_file():
             return None
@@ -108,14 +137,15 @@ class _Batch:
         """Draw and keep the responses, if they are not there; each is cut after its first end token."""
         self._responses = self.kept()
         if self._responses is None:
-            self._responses = [_cut(row, self._ends) for row in draw(self._prompts, self._seed)]
+            drawn = draw(self._prompts, self._seeds)
+            self._responses = [[_cut(row, self._ends) for row in rows] for rows in drawn]
             if self._path is not None:
                 write_json(self._path, {"of": self._digest(), "responses": self._responses})
 
-    def merged(self) -> list[list[int]]:
-        """The responses, one per prompt, whichever process drew them; FailedCheck where they are not."""
+    def merged(self) -> list[list[list[int]]]:
+        """The responses of every draw, one per prompt, whichever process drew them; FailedCheck where they are not."""
         found = self.kept() if self._responses is None else self._responses
-        if found is None or len(found) != len(self._prompts):
+        if found is None or [len(rows) for rows in found] != [len(self._prompts) for _ in self._seeds]:
             raise FailedCheck(f"{self._path}: not one response for each of {len(self._prompts)} prompts; run again")
         return found
 
@@ -163,17 +193,29 @@ def _engine(
     from prefopt.engine.decoding import decode, decodes
     from prefopt.engine.drawing import Drawer
 
-    def draw(prompts: Ids, seed: int) -> list[list[int]]:
-        known = decodes(model)
-        torch.manual_seed(seed)
-        if not known:
-            return _transformers_batch(model, prompts, ends)
-        choose = Drawer(sampling, len(prompts))
-        return decode(model, prompts, choose=choose, ends=ends, max_new_tokens=sampling.max_new_tokens)
+    def draw(prompts: Ids, seeds: Sequence[int]) -> list[list[list[int]]]:
+        if not decodes(model):
+            return [_transformers_batch(model, prompts, ends, seed) for seed in seeds]
+        found: list[list[list[int]]] = []
+        for some in _together(model, prompts, seeds, sampling.max_new_tokens):
+            choose = Drawer(sampling, len(prompts), some, model.device)
+            every = [*prompts] * len(some)
+            rows = decode(model, every, choose=choose, ends=ends, max_new_tokens=sampling.max_new_tokens)
+            found += [rows[start : start + len(prompts)] for start in range(0, len(rows), len(prompts))]
+        return found
 
     gpus = range(torch.cuda.device_count()) if model.device.type == "cuda" else []
     with _decoding(model, _generation_config(sampling, ends)), torch.random.fork_rng(devices=gpus), torch.no_grad():
         yield draw
+
+
+def _together(model: PreTrainedModel, prompts: Ids, seeds: Sequence[int], new: int) -> list[Sequence[int]]:
+    """The seeds whose draws share their passes: as many as have few keys and values, at least one at a time."""
+    config = model.config.get_text_config()
+    slots = len(prompts) * (max(map(len, prompts)) + new)
+    size = slots * 2 * config.num_hidden_layers * config.hidden_size * model.dtype.itemsize
+    count = max(1, _TOGETHER_BYTES // size)
+    return [seeds[start : start + count] for start in range(0, len(seeds), count)]
 
 
 def _generation_config(sampling: SamplingSpec, ends: list[int]) -> GenerationConfig:
@@ -196,9 +238,11 @@ def _decoding(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None
         model.generation_config = own
 
 
-def _transformers_batch(model: PreTrainedModel, prompt_ids: Ids, ends: list[int]) -> list[list[int]]:
+def _transformers_batch(model: PreTrainedModel, prompt_ids: Ids, ends: list[int], seed: int) -> list[list[int]]:
     """Tokens after one batch of left-padded prompts."""
     import torch
+
+    torch.manual_seed(seed)
 
     rows = [torch.tensor(prompt) for prompt in prompt_ids]
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=ends[0], padding_side="left")

@@ -51,9 +51,9 @@ def instruction_text(prompt: Sequence[Mapping[str, str]]) -> str:
     return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
 
 
-def sampling_of_draw(sampling: SamplingSpec, seed: int, draw: int) -> SamplingSpec:
-    """The sampling of one draw of the run with that seed: seed + 100 000 * run seed + draw."""
-    return sampling.model_copy(update={"seed": sampling.seed + _SEEDS_PER_RUN * seed + draw})
+def seed_of_draw(sampling: SamplingSpec, seed: int, draw: int) -> int:
+    """The seed of one draw of the run with that seed: sampling's + 100 000 * run seed + draw."""
+    return sampling.seed + _SEEDS_PER_RUN * seed + draw
 
 
 def steps_of_fractions(fractions: Sequence[float], steps: int) -> dict[int, float]:
@@ -79,26 +79,43 @@ def draw_answers(
     state: Path | None = None,
 ) -> list[Answer]:
     """One answer per prompt, in the prompts' order; ``state`` and BadInput as in ``generation.generate``."""
-    from prefopt.generation import generate
+    return draws_of_answers(model, tokenizer, prompt_ids, sampling, [sampling.seed], state=state)[0]
+
+
+def draws_of_answers(
+    model: PreTrainedModel | Mixture,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_ids: Ids,
+    sampling: SamplingSpec,
+    seeds: Sequence[int],
+    *,
+    state: Path | None = None,
+) -> list[list[Answer]]:
+    """For every seed the answers that ``draw_answers`` gives with it in the place of ``sampling.seed``."""
+    from prefopt.generation import generate_draws
     from prefopt.inputs.rendering import response_texts
 
     if isinstance(model, Mixture):
-        return _mixed_answers(model, tokenizer, prompt_ids, sampling, state)
-    drawn = generate(model, tokenizer, prompt_ids, sampling, state=state)
-    texts = response_texts(tokenizer, drawn.response_ids)
-    rows = zip(drawn.response_ids, texts, drawn.ended, strict=True)
-    return [Answer(ids=ids, text=text, ended=ended) for ids, text, ended in rows]
+        return [_mixed_answers(model, tokenizer, prompt_ids, sampling, seed, state) for seed in seeds]
+    found = []
+    for drawn in generate_draws(model, tokenizer, prompt_ids, sampling, seeds, state=state):
+        texts = response_texts(tokenizer, drawn.response_ids)
+        rows = zip(drawn.response_ids, texts, drawn.ended, strict=True)
+        found.append([Answer(ids=ids, text=text, ended=ended) for ids, text, ended in rows])
+    return found
 
 
-def _mixed_answers(
+def _mixed_answers(  # noqa: PLR0917 - what a draw depends on
     mixture: Mixture,
     tokenizer: PreTrainedTokenizerBase,
     prompt_ids: Ids,
     sampling: SamplingSpec,
+    seed: int,
     state: Path | None,
 ) -> list[Answer]:
     found: dict[int, Answer] = {}
-    turns = mixture.drawn(len(prompt_ids), sampling.seed)
+    sampling = sampling.model_copy(update={"seed": seed})
+    turns = mixture.drawn(len(prompt_ids), seed)
     for number, model in enumerate(mixture.models):
         rows = [row for row, turn in enumerate(turns) if turn == number]
         own = None if state is None else state / f"policy{number}"
@@ -107,31 +124,33 @@ def _mixed_answers(
     return [found[row] for row in range(len(prompt_ids))]
 
 
-def _logp(model: PreTrainedModel | Mixture, prompt_ids: Ids, response_ids: Ids, batch_size: int) -> np.ndarray:
-    """log-probability of every response [N]; of a mixture log sum_k share_k pi_k."""
+def _logp(model: PreTrainedModel | Mixture, prompt_ids: Ids, draws: Sequence[Ids], batch_size: int) -> np.ndarray:
+    """log-probability of every response [N, draws]; of a mixture log sum_k share_k pi_k."""
+    import numpy as np
     from scipy.special import logsumexp
 
-    from prefopt.engine.bulk import score_responses
+    from prefopt.engine.bulk import score_draws
 
     if isinstance(model, Mixture):
-        logp = [_logp(one, prompt_ids, response_ids, batch_size) for one in model.models]
-        return logsumexp(logp, axis=0, b=[[share] for share in model.shares])
-    return score_responses(model, prompt_ids, response_ids, batch_size=batch_size, entropy=False)["logp"]
+        logp = [_logp(one, prompt_ids, draws, batch_size) for one in model.models]
+        return logsumexp(logp, axis=0, b=np.reshape(model.shares, (-1, 1, 1)))
+    return score_draws(model, prompt_ids, draws, batch_size=batch_size)
 
 
 def log_ratio(
     policy: PreTrainedModel | Mixture,
     reference: PreTrainedModel,
     prompt_ids: Ids,
-    response_ids: Ids,
+    draws: Sequence[Ids],
     *,
     batch_size: int,
 ) -> np.ndarray:
-    """log policy(response) - log reference(response) [N], nats, summed over tokens.
+    """log policy(response) - log reference(response) [N, draws], nats, summed over tokens.
 
-    Its mean over the policy's own answers is an unbiased estimate of the sequence KL(policy || reference). Where both
-    are one model, the reference is this model without its adapters.
+    ``draws`` holds responses to all prompts, several times over. The mean over the policy's own answers is an unbiased
+    estimate of the sequence KL(policy || reference). Where both are one model, the reference is this model without its
+    adapters.
     """
-    logp = _logp(policy, prompt_ids, response_ids, batch_size)
+    logp = _logp(policy, prompt_ids, draws, batch_size)
     with adapters_off(reference) if reference is policy else nullcontext():
-        return logp - _logp(reference, prompt_ids, response_ids, batch_size)
+        return logp - _logp(reference, prompt_ids, draws, batch_size)

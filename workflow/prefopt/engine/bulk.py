@@ -77,15 +77,21 @@ def score_responses(
     response_ids: Ids,
     *,
     batch_size: int,
-    entropy: bool = True,
     kept: Kept | None = None,
 ) -> dict[str, np.ndarray]:
-    """``logp`` (nats, summed), ``tokens`` (count) and, if wanted, ``entropy`` (mean nats per token) of responses [N].
+    """``logp`` (nats, summed), ``tokens`` (count) and ``entropy`` (mean nats per token) of responses [N].
 
     ``kept``, also below, is that of ``rows.over_batches``.
     """
-    found = _score(model, prompt_ids, [response_ids], batch_size, kept, entropy=entropy)
+    found = _score(model, prompt_ids, [response_ids], batch_size, kept)
     return {name: values[:, 0] for name, values in found.items()}
+
+
+def score_draws(
+    model: PreTrainedModel, prompt_ids: Ids, draws: Sequence[Ids], *, batch_size: int, kept: Kept | None = None
+) -> np.ndarray:
+    """log-probability (nats, summed) [N, draws] of several responses to each of ``batch_size`` prompts at a time."""
+    return _score(model, prompt_ids, draws, batch_size * len(draws), kept, entropy=False)["logp"]
 
 
 def score_pairs(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -14,18 +15,20 @@ _PROBED = 4096
 
 
 class Drawer:
-    """Draws tokens for a batch of B prompts, also when only some of its rows are still being written.
+    """Draws tokens for batches of B prompts, one below the other, also when only some rows are still being written.
 
-    Every draw takes the B * V random numbers that ``torch.multinomial`` would take for the whole batch, so a row's
-    tokens do not depend on when the others end. Temperature and top-p are those of transformers' logits warpers.
+    Every batch has a seed and takes the B * V random numbers that ``torch.multinomial`` would take for the whole of it,
+    so a row's tokens depend neither on when the others end nor on the batches beside its own. Temperature and top-p
+    are those of transformers' logits warpers.
     """
 
-    def __init__(self, sampling: SamplingSpec, batch: int) -> None:
+    def __init__(self, sampling: SamplingSpec, batch: int, seeds: Sequence[int], device: torch.device) -> None:
         self._temperature, self._top_p, self._batch = sampling.temperature, sampling.top_p, batch
-        self._uniform: Tensor | None = None
+        self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        self._room: Tensor | None = None
 
     def __call__(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """Tokens [R] from logits [R, V] of the batch's rows [R]: argmax of p / q with q ~ Exp(1), a draw from p."""
+        """Tokens [R] from logits [R, V] of these of all rows [R]: argmax of p / q with q ~ Exp(1), a draw from p."""
         if self._temperature == 0:
             return logits.argmax(dim=-1)
         logits = logits.float()
@@ -36,17 +39,15 @@ class Drawer:
         return logits.softmax(dim=-1).div_(self._noise(logits, rows)).argmax(dim=-1)
 
     def _noise(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """Exp(1) numbers [R, V] of these rows; the rest of the batch's are drawn and dropped."""
-        shape = (self._batch, logits.shape[1])
-        every = len(rows) == self._batch
-        if logits.device.type != "cpu" or not _inverts_uniforms():
-            drawn = torch.empty(shape, device=logits.device).exponential_()
-            return drawn if every else drawn[rows]
-        if self._uniform is None:
-            self._uniform = torch.empty(shape, dtype=torch.float64)
-        drawn = self._uniform.uniform_()
-        drawn = drawn.neg() if every else drawn[rows].neg_()
-        return drawn.log1p_().neg_().float()
+        """Exp(1) numbers [R, V] of these rows; the rest of the batches' are drawn and dropped."""
+        uniform = logits.device.type == "cpu" and _inverts_uniforms()
+        if self._room is None:
+            shape = (len(self._generators) * self._batch, logits.shape[1])
+            self._room = torch.empty(shape, dtype=torch.float64 if uniform else torch.float32, device=logits.device)
+        for part, generator in zip(self._room.split(self._batch), self._generators, strict=True):
+            part.uniform_(generator=generator) if uniform else part.exponential_(generator=generator)
+        drawn = self._room if len(rows) == len(self._room) else self._room[rows]
+        return drawn.neg().log1p_().neg_().float() if uniform else drawn
 
 
 def nucleus(logits: Tensor, top_p: float) -> Tensor:

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, PreTrainedModel
 
-from prefopt.engine.packing import _NOT_PACKED
+from prefopt.engine.packing import _NOT_PACKED, EXPLICIT_LENGTH
 
 _NAME = "prefopt_decoding"
-_EXPLICIT_LENGTH = 64  # up to here a CPU multiplies small matrices faster than it runs its fused attention
 
 
 @dataclass
@@ -113,7 +112,7 @@ def attention(
         )
         return out.transpose(1, 2), None
     key, value = decoding.append(module, key, value)
-    if query.device.type == "cpu" and key.shape[2] <= _EXPLICIT_LENGTH:
+    if query.device.type == "cpu" and key.shape[2] <= EXPLICIT_LENGTH:
         return _explicit(query, key, value, decoding.bias, scaling), None
     seen = None
     if decoding.bias is not None:

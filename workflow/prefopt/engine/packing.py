@@ -27,7 +27,7 @@ else:
 Ids = Sequence[Sequence[int]]
 
 _NAME = "prefopt_packed"
-_EXPLICIT_LENGTH = 64  # up to here a CPU multiplies small matrices faster than it runs its fused attention
+EXPLICIT_LENGTH = 64  # up to here a CPU multiplies small matrices faster than it runs its fused attention
 _QUERIES = 256  # of one product of scores
 _LONG = 128  # from here on, padding within an attention call costs more than calls do
 _GROUP_ROWS, _GROUP_FILL = (8, 2), (0.8, 0.9)  # one call, short and long: at least so many rows, others this long
@@ -261,21 +261,26 @@ def causal(query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: f
     """Causal attention of [S, heads, L, d]; padding stands at the end, where no real token looks."""
     length = query.shape[2]
     half = query.dtype in (torch.bfloat16, torch.float16)
-    if query.device.type != "cpu" or (length > _EXPLICIT_LENGTH and not half):
+    if query.device.type != "cpu" or (length > EXPLICIT_LENGTH and not half):
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True, scale=scaling)
     q, k, v = (x.flatten(0, 1) for x in (query, key, value))
     step, outs = -(-length // -(-length // _QUERIES)), []
     for start in range(0, length, step):
         end = min(start + step, length)  # keys after the last of these queries are not looked at
-        later = _later(1 << (length - 1).bit_length(), q.dtype)[start:end, :end]
-        scores = torch.baddbmm(later, q[:, start:end], k[:, :end].transpose(1, 2), alpha=scaling)
+        scores = torch.baddbmm(
+            later(length, q.dtype)[start:end, :end], q[:, start:end], k[:, :end].transpose(1, 2), alpha=scaling
+        )
         outs.append(torch.bmm(F.dropout(scores.softmax(dim=-1), dropout), v[:, :end]))
     return torch.cat(outs, dim=1).view(*query.shape[:3], -1)
 
 
+def later(length: int, dtype: torch.dtype) -> Tensor:
+    """[L, L], -inf where the key stands after the query, else 0."""
+    return _later(1 << (length - 1).bit_length(), dtype)[:length, :length]
+
+
 @lru_cache
 def _later(length: int, dtype: torch.dtype) -> Tensor:
-    """[L, L], -inf where the key stands after the query, else 0."""
     return torch.full((length, length), float("-inf"), dtype=dtype).triu(1)
 
 

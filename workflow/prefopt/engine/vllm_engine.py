@@ -11,7 +11,7 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,9 +44,10 @@ def vllm_drawing(
         save_model(model, tokenizer, folder)
         with _worker(python, folder) as ask:
 
-            def draw(prompts: Ids, seed: int) -> list[list[int]]:
-                wanted = [request(sampling, ends, seed + row) for row in range(len(prompts))]
-                return ask({"prompts": [[*prompt] for prompt in prompts], "sampling": wanted})
+            def draw(prompts: Ids, seeds: Sequence[int]) -> list[list[list[int]]]:
+                every = [[*prompt] for prompt in prompts]
+                wanted = [[request(sampling, ends, seed + row) for row in range(len(every))] for seed in seeds]
+                return [ask({"prompts": every, "sampling": one}) for one in wanted]
 
             yield draw
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prefopt.engine.adapters import is_adapted
-from prefopt.engine.answers import draw_answers, log_ratio, sampling_of_draw, steps_of_fractions
+from prefopt.engine.answers import draws_of_answers, log_ratio, seed_of_draw, steps_of_fractions
 from prefopt.errors import FailedCheck
 from prefopt.files import write_lines
 from prefopt.specs import SamplingSpec, TrainSpec
@@ -25,6 +25,8 @@ from prefopt.store.builds import Build
 from prefopt.tables import read_table, write_table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas as pd
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -105,37 +107,42 @@ class _Evaluation:
         import pandas as pd
 
         place = {"fraction": self.fractions[step], "step": step}
-        draws = range(self.spec["evaluate"]["draws"])
-        return pd.concat([self._drawn(model, one, draw, place) for one in self.sets for draw in draws])
+        return pd.concat([table for one in self.sets for table in self._drawn(model, one, place)])
 
-    def _drawn(self, model: PreTrainedModel | Mixture, one: _Set, draw: int, place: dict[str, Any]) -> pd.DataFrame:
+    def _drawn(self, model: PreTrainedModel | Mixture, one: _Set, place: dict[str, Any]) -> list[pd.DataFrame]:
+        """A table for every draw."""
         import pandas as pd
 
         prompt_ids = [prompt["ids"] for prompt in one.prompts]
-        sampling = sampling_of_draw(self.sampling, self.spec["seed"], draw)
-        answers = draw_answers(model, self.tokenizer, prompt_ids, sampling)
-        return pd.DataFrame(
-            {
-                "set": one.name,
-                **place,
-                "draw": draw,
-                "prompt_id": one.prompt_ids,
-                "score": self.score(one.prompts, answers).astype(np.float64),
-                "log_ratio": self._log_ratio(model, one, prompt_ids, [answer["ids"] for answer in answers]),
-                "tokens": [len(answer["ids"]) for answer in answers],
-                "ended": [answer["ended"] for answer in answers],
-                "text": [answer["text"] if draw == 0 else "" for answer in answers],
-            }
-        )
+        seeds = [seed_of_draw(self.sampling, self.spec["seed"], draw) for draw in range(self.spec["evaluate"]["draws"])]
+        draws = draws_of_answers(model, self.tokenizer, prompt_ids, self.sampling, seeds)
+        ratios = self._log_ratios(model, one, prompt_ids, [[answer["ids"] for answer in answers] for answers in draws])
+        return [
+            pd.DataFrame(
+                {
+                    "set": one.name,
+                    **place,
+                    "draw": draw,
+                    "prompt_id": one.prompt_ids,
+                    "score": self.score(one.prompts, answers).astype(np.float64),
+                    "log_ratio": ratio,
+                    "tokens": [len(answer["ids"]) for answer in answers],
+                    "ended": [answer["ended"] for answer in answers],
+                    "text": [answer["text"] if draw == 0 else "" for answer in answers],
+                }
+            )
+            for draw, (answers, ratio) in enumerate(zip(draws, ratios, strict=True))
+        ]
 
-    def _log_ratio(
-        self, model: PreTrainedModel | Mixture, one: _Set, prompt_ids: list[list[int]], response_ids: list[list[int]]
-    ) -> np.ndarray | float:
+    def _log_ratios(
+        self, model: PreTrainedModel | Mixture, one: _Set, prompt_ids: list[list[int]], draws: list[list[list[int]]]
+    ) -> Sequence[np.ndarray | float]:
+        """For every draw those of its answers, or one number for all."""
         if not one.kl:
-            return float("nan")
+            return [float("nan")] * len(draws)
         if self.reference is None:
-            return 0.0
-        return log_ratio(model, self.reference, prompt_ids, response_ids, batch_size=self.options.micro_batch)
+            return [0.0] * len(draws)
+        return list(log_ratio(model, self.reference, prompt_ids, draws, batch_size=self.options.micro_batch).T)
 
     def table(self) -> pd.DataFrame:
         """The answers at all steps; FailedCheck where those of a step are not there."""

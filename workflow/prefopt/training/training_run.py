@@ -36,6 +36,7 @@ Metrics = dict[str, float]
 _NAMES_SHOWN = 16
 _CPU_TOKENS = 1024  # a CPU gains nothing from larger pieces, and they are padded to their longest row
 _CPU_TOKENS_PACKED = 2048  # without padding, fewer calls count for more
+_CPU_NUMBERS_PACKED = 1 << 19  # tokens x width: those of narrow models fit a CPU's caches all the same
 _log = logging.getLogger(__name__)
 
 
@@ -97,7 +98,7 @@ class Run:
             self.loss = partial(objective.loss, self.model)
         self.tokens = None
         if device == "cpu" and objective.divisible:
-            self.tokens = _CPU_TOKENS_PACKED if packs(self.model) else _CPU_TOKENS
+            self.tokens = _packed_tokens(self.model) if packs(self.model) else _CPU_TOKENS
         self.optimizer = new_optimizer(self.model, spec)
         self.steps = total_steps(spec, objective.size)
         self.step, self.seconds = 0, 0.0
@@ -220,6 +221,10 @@ class Run:
         names = self.objective.names([row for row in rows if not math.isfinite(alone[row])] or rows)
         more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
         return ", ".join(names[:_NAMES_SHOWN]) + more
+
+
+def _packed_tokens(model: PreTrainedModel) -> int:
+    return max(_CPU_TOKENS_PACKED, _CPU_NUMBERS_PACKED // model.config.get_text_config().hidden_size)
 
 
 def _new_accelerator(device: str) -> Accelerator:
