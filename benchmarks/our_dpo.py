@@ -12,7 +12,7 @@ import torch
 from benchmarks.conditions import Found, Timer, matmul_rate, new_model, new_pairs, serve
 
 from prefopt.engine.bulk import score_responses
-from prefopt.engine.packing import padded
+from prefopt.engine.packed_attention import padded
 from prefopt.specs import TrainSpec
 from prefopt.trainer import train
 from prefopt.training.objectives import rows_of_stream

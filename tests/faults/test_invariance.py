@@ -10,7 +10,7 @@ import torch
 
 import tiny
 from prefopt.engine.bulk import reward_pairs, score_pairs
-from prefopt.engine.packing import padded
+from prefopt.engine.packed_attention import padded
 from prefopt.engine.precision import set_precision
 from prefopt.engine.reward_models import new_reward_model
 from prefopt.generation import generate

@@ -24,7 +24,7 @@ from prefopt.engine.adapters import (
     merge_adapter,
     save_adapter,
 )
-from prefopt.engine.packing import packs
+from prefopt.engine.packed_attention import packs
 from prefopt.engine.reward_models import load_reward_model, new_reward_model, score_head
 from prefopt.errors import BadInput
 from prefopt.models import load_causal_lm, save_model

@@ -18,7 +18,7 @@ from prefopt.engine.adapters import (
     is_adapted,
     merge_adapter,
 )
-from prefopt.engine.packing import packs
+from prefopt.engine.packed_attention import packs
 from prefopt.errors import BadInput
 from prefopt.files import read_json, read_lines
 from prefopt.models import load_causal_lm, new_causal_lm, save_model

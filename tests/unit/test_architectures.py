@@ -20,7 +20,7 @@ from transformers import (
 
 import tiny
 from prefopt.engine.adapters import adapters_off, add_adapter
-from prefopt.engine.packing import packs, padded
+from prefopt.engine.packed_attention import packs, padded
 from prefopt.engine.reward_models import load_reward_model, new_reward_model, score_head
 from prefopt.generation import generate
 from prefopt.models import load_causal_lm, save_model

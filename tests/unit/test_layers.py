@@ -11,7 +11,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import tiny
-from prefopt.engine.packing import packs, padded
+from prefopt.engine.packed_attention import packs, padded
 from prefopt.engine.precision import set_precision
 from prefopt.scoring import projects_linearly, response_scores
 from prefopt.training import layers

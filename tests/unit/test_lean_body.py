@@ -15,7 +15,8 @@ import tiny
 from prefopt.engine import lean_body
 from prefopt.engine.adapters import add_adapter
 from prefopt.engine.lean_body import lean_states, runs_lean
-from prefopt.engine.packing import attention_for, pack, pad
+from prefopt.engine.packed_attention import attention_for
+from prefopt.engine.packing import pack, pad
 from prefopt.engine.precision import set_precision
 from prefopt.specs import AdapterSpec
 from prefopt.training.layers import layers_run

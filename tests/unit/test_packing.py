@@ -23,8 +23,9 @@ from transformers import (
 )
 
 import tiny
-from prefopt.engine import packing
-from prefopt.engine.packing import attention_for, pack, packs, padded
+from prefopt.engine import packed_attention, packing
+from prefopt.engine.packed_attention import attention_for, packs, padded
+from prefopt.engine.packing import pack
 from prefopt.engine.precision import set_precision
 from prefopt.scoring import projects_linearly, response_scores, reward_scores
 from prefopt.training.objectives import Moment, RewardObjective
@@ -127,7 +128,7 @@ def test_explicit_attention_is_causal_at_every_length_and_block(length):
     torch.manual_seed(length)
     rough = [torch.randn(2, 3, length, 8).bfloat16().requires_grad_() for _ in range(3)]
     exact = [x.detach().double().requires_grad_() for x in rough]
-    mine = packing.causal(*rough, 8**-0.5, 0.0)
+    mine = packed_attention.causal(*rough, 8**-0.5, 0.0)
     theirs = torch.nn.functional.scaled_dot_product_attention(*exact, is_causal=True)
     torch.testing.assert_close(mine.double(), theirs, rtol=0, atol=0.03)
     slope = torch.randn(2, 3, length, 8)

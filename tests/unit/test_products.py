@@ -15,7 +15,7 @@ import tiny
 from prefopt import scoring
 from prefopt.engine import fused_head, products
 from prefopt.engine.bulk import score_pairs
-from prefopt.engine.packing import packs
+from prefopt.engine.packed_attention import packs
 from prefopt.engine.precision import set_precision
 from prefopt.engine.products import (
     Linear,

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import tiny
 from prefopt import scoring
 from prefopt.engine import fused_head
-from prefopt.engine.packing import packs, padded
+from prefopt.engine.packed_attention import packs, padded
 from prefopt.engine.precision import set_precision
 from prefopt.scoring import projects_linearly, response_scores
 from prefopt.specs import TrainSpec

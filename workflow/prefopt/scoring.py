@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from prefopt.engine.packing import Ids, Rows, attention_for, pack, packs, pad
+from prefopt.engine.packed_attention import attention_for, packs
+from prefopt.engine.packing import Ids, Rows, pack, pad
 from prefopt.engine.precision import low_type
 from prefopt.engine.reward_models import score_head
 from prefopt.lazy import LazyModule

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, PreTrainedModel
 
-from prefopt.engine.packing import _NOT_PACKED, EXPLICIT_LENGTH
+from prefopt.engine.packed_attention import EXPLICIT_LENGTH, refuse_more_than_causal
 
 _NAME = "prefopt_decoding"
 
@@ -99,9 +99,7 @@ def attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention of prompts to themselves, or of one new token per row to all before it; [R, heads, L, d]."""
-    more = [name for name in _NOT_PACKED if kwargs.get(name) is not None]
-    if more:
-        raise NotImplementedError(f"attention with {more[0]}")
+    refuse_more_than_causal(kwargs)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     grouped = query.shape[1] != key.shape[1]
     if decoding.group is not None:

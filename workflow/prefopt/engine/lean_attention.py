@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from prefopt.engine.packing import EXPLICIT_LENGTH, Packing, causal, later
+from prefopt.engine.packed_attention import EXPLICIT_LENGTH, causal, later
+from prefopt.engine.packing import Packing
 
 
 class Readers(NamedTuple):

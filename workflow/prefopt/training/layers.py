@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from prefopt.engine.packing import attention_named, leave_attention_uncompiled
+from prefopt.engine.packed_attention import attention_named, leave_attention_uncompiled
 from prefopt.lazy import LazyModule
 
 if TYPE_CHECKING:

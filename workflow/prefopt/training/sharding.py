@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map_only
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from prefopt.engine.packing import packs
+from prefopt.engine.packed_attention import packs
 from prefopt.engine.precision import Precision, set_precision
 from prefopt.engine.quantized import is_quantized
 from prefopt.errors import BadInput

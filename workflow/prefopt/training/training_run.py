@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefopt.engine.packing import packs
+from prefopt.engine.packed_attention import packs
 from prefopt.engine.precision import set_precision
 from prefopt.errors import BadInput, FailedCheck, TryAgain
 from prefopt.lazy import LazyModule
