@@ -13,6 +13,7 @@ from benchmarks.conditions import Found, Timer, matmul_rate, new_model, new_pair
 
 from prefopt.engine.bulk import score_responses
 from prefopt.engine.packed_attention import padded
+from prefopt.engine.precision import set_precision
 from prefopt.specs import TrainSpec
 from prefopt.trainer import train
 from prefopt.training.objectives import rows_of_stream
@@ -39,7 +40,7 @@ def measure(
     given = new_pairs(size, vocabulary=model.get("vocabulary", 8192), **pairs)
     order = np.argsort(rows_of_stream(size, 0, 0, size))  # so that steps take the pairs in the order given
     rows = {name: [values[at] for at in order] for name, values in given.items()}
-    policy = new_model(**model).eval()
+    policy = set_precision(new_model(**model).eval(), "fp32")
     signals = {
         f"ref_{side}_logp": score_responses(policy, rows["prompt_ids"], rows[f"{side}_ids"], batch_size=8)["logp"]
         for side in ("chosen", "rejected")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 from contextlib import nullcontext
 
 import pytest
@@ -171,6 +174,57 @@ def test_layers_of_a_model_change_their_product_and_nothing_else(tmp_path):
     twin.lm_head.weight.data.zero_()
     assert model.lm_head.weight.any()
     assert not twin.lm_head(torch.ones(1, model.config.hidden_size)).any()
+
+
+# Products of 3 * codes numbers of rows, and of the first again; how much memory the last third took.
+PRODUCTS_OF_MANY_SIZES = """
+import ctypes, sys
+import torch
+from prefopt.engine.products import linear, multiply_by_onednn
+
+class Heap(ctypes.Structure):
+    _fields_ = [(str(at), ctypes.c_size_t) for at in range(10)]
+
+allocator = ctypes.CDLL(None)
+allocator.mallinfo2.restype = Heap
+used = lambda: getattr(allocator.mallinfo2(), "7")
+codes = int(sys.argv[1])
+multiply_by_onednn(torch.nn.Linear(2, 2))
+values, weight = torch.ones(3 * codes, 64), torch.ones(64, 64)
+for rows in range(3 * codes):
+    before = used() if rows == 2 * codes else 0 if rows < 2 * codes else before
+    linear(values[: 1 + rows], weight, least=1)
+print("heap", used() - before)
+linear(values[:1], weight, least=1)
+"""
+
+
+def test_code_of_sizes_that_were_long_ago_is_made_again_and_takes_no_memory():
+    """Unbounded, the last product would find its code, and either cache would grow by 0.3 MB a size."""
+    codes = products._CODES
+    environment = {name: value for name, value in os.environ.items() if name not in products._CODE_CACHES}
+    done = subprocess.run(
+        [sys.executable, "-c", PRODUCTS_OF_MANY_SIZES, str(codes)],
+        env={**environment, "ONEDNN_VERBOSE": "profile_create"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = done.stdout.splitlines()
+    assert sum("create:cache_miss" in line for line in lines) == 3 * codes + 1
+    (growth,) = (int(line.split()[1]) for line in lines if line.startswith("heap"))
+    assert growth < codes * 30_000
+
+
+@pytest.mark.parametrize(("parameters", "codes"), [(1 << 22, 96), ((1 << 22) + 1, 48)])
+def test_larger_models_keep_less_code_and_bounds_that_the_user_has_set_stay(monkeypatch, parameters, codes):
+    model = nn.Linear(parameters, 1, bias=False, device="meta")
+    first, second = products._CODE_CACHES
+    monkeypatch.setenv(first, "7")
+    monkeypatch.setenv(second, "")
+    monkeypatch.delenv(second)
+    multiply_by_onednn(model)
+    assert (os.environ[first], os.environ[second]) == ("7", str(codes))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
