@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import typing
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,9 +55,15 @@ def load_yaml(path: Path) -> Any:
 def parse(model: type[Spec] | Any, content: Any, where: str) -> Any:
     """Check ``content`` against a declaration; BadInput with the first mistake, its key and the nearest valid name."""
     try:
-        return TypeAdapter(model).validate_python(content)
+        return _validator(model).validate_python(content)
     except ValidationError as error:
         raise BadInput(f"{where}: {_first_mistake(model, error)}") from None
+
+
+@cache
+def _validator(model: Any) -> TypeAdapter[Any]:
+    """What checks a declaration: built when first used, and once however many are checked."""
+    return TypeAdapter(model)
 
 
 def _first_mistake(model: Any, error: ValidationError) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,7 +120,9 @@ class GridPlanner:
         """At most so many prompts of a set; None: all."""
         return declared.prompts or (_SET_PROMPTS if declared.prompt_set is None else None)
 
+    @cached_property
     def _evaluation(self) -> tuple[dict[str, Any], dict[str, Node]]:
+        """How every run of the item is evaluated, and on what."""
         evaluate = self.item.evaluate
         judge, parents = self._judge()
         for name, declared in evaluate.sets.items():
@@ -141,7 +144,7 @@ class GridPlanner:
         if point.arm.rounds is not None:
             return self._rounds_trial(point, point.arm.rounds.kind, seed, wiring)
         loss, params, regulariser, needs = resolve_arm(point.arm)
-        spec, parents = self._evaluation()
+        spec, parents = self._evaluation
         trial = {
             "loss": {"name": loss, "params": params},
             "regulariser": regulariser,
@@ -154,7 +157,7 @@ class GridPlanner:
 
     def _answers(self, name: str, seed: int, at: list[float], models: dict[str, Node]) -> Node:
         """Answers of finished models after these fractions of their rounds."""
-        spec, parents = self._evaluation()
+        spec, parents = self._evaluation
         trial = {"loss": None, "regulariser": None, "train": None, "seed": seed, "evaluate": spec | {"at": at}}
         return self.plan.add("trials", f"{name}-s{seed}", trial, models | parents)
 

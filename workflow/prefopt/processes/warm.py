@@ -13,7 +13,6 @@ import gc
 import importlib
 import json
 import os
-import secrets
 import select
 import signal
 import socket
@@ -76,7 +75,7 @@ def run_beside_server(command: Sequence[str], inherited: Sequence[int] = ()) -> 
     """
     if not supported():
         return outlive(subprocess.Popen(command, pass_fds=inherited))
-    address = f"prefopt-{secrets.token_hex(16)}"
+    address = f"prefopt-{os.urandom(16).hex()}"
     environment = {**_KEEP_PAGES, **os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(_abstract(address))

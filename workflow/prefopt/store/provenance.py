@@ -6,7 +6,6 @@ import resource
 import subprocess
 import sys
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,8 @@ def git_state(folder: Path) -> dict[str, Any]:
 
 def package_versions() -> dict[str, str]:
     """Versions of the packages that results depend on."""
+    from importlib import metadata
+
     return {name: metadata.version(name) for name in _RECORDED_PACKAGES}
 
 
