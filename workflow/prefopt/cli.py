@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from prefopt import __version__
@@ -74,6 +75,7 @@ def _subject(arguments: argparse.Namespace) -> object:
     return (spec[0] if isinstance(spec, list) else spec) or Path.cwd()
 
 
+@cache
 def parser() -> argparse.ArgumentParser:
     """The parser of all verbs; nothing heavy is imported for it."""
     made = argparse.ArgumentParser(prog="prefopt", description="Reproducible study of preference optimization.")

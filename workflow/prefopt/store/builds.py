@@ -25,7 +25,7 @@ from prefopt.digests import file_sha256
 from prefopt.errors import AlreadyMade
 from prefopt.files import write_json
 from prefopt.storage import flush_tree, swap_in
-from prefopt.store.provenance import git_state, package_versions, peak_memory_mb, torch_threads
+from prefopt.store.provenance import code_state, peak_memory_mb, torch_threads
 from prefopt.store.verification import check_parents
 
 SCRATCH = ".scratch"
@@ -144,8 +144,7 @@ def _manifest(build: Build, started: float, cpu_started: float) -> dict[str, Any
         "summary": build.summary,
         "inputs": inputs,
         "outputs": outputs,
-        "git": git_state(Path(__file__).resolve().parent),
-        "packages": package_versions(),
+        **code_state(),
         "python": platform.python_version(),
         "machine": platform.machine(),
         "device": build.device,

@@ -22,7 +22,6 @@ _RECORDED_PACKAGES = (
 )
 
 
-@cache
 def git_state(folder: Path) -> dict[str, Any]:
     """Commit and dirty flag of the checkout that ``folder`` is in; nulls where it is none."""
 
@@ -35,11 +34,13 @@ def git_state(folder: Path) -> dict[str, Any]:
         return {"commit": None, "dirty": None}
 
 
-def package_versions() -> dict[str, str]:
-    """Versions of the packages that results depend on."""
+@cache
+def code_state() -> dict[str, Any]:
+    """This package's commit and the versions of what results depend on, as they were when first asked."""
     from importlib import metadata
 
-    return {name: metadata.version(name) for name in _RECORDED_PACKAGES}
+    versions = {name: metadata.version(name) for name in _RECORDED_PACKAGES}
+    return {"git": git_state(Path(__file__).resolve().parent), "packages": versions}
 
 
 def peak_memory_mb() -> float:
