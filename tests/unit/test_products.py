@@ -216,7 +216,7 @@ def test_code_of_sizes_that_were_long_ago_is_made_again_and_takes_no_memory():
     assert growth < codes * 30_000
 
 
-@pytest.mark.parametrize(("parameters", "codes"), [(1 << 22, 96), ((1 << 22) + 1, 48)])
+@pytest.mark.parametrize(("parameters", "codes"), [(1 << 22, 256), ((1 << 22) + 1, 48)])
 def test_larger_models_keep_less_code_and_bounds_that_the_user_has_set_stay(monkeypatch, parameters, codes):
     model = nn.Linear(parameters, 1, bias=False, device="meta")
     first, second = products._CODE_CACHES

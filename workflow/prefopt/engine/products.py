@@ -21,7 +21,7 @@ _LEAST = 1 << 26  # of one that takes longer than making its code
 _MANY, _SMALL_TOTAL = 512, 1 << 22  # rows and elements of a sum that oneDNN cannot add to, but only computes beside it
 _BLOCK = 1 << 20  # elements that stand beside the result on their way into it: 4 MB
 _CODE_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")  # of oneDNN and of torch beside it
-_CODES = 96  # that are kept, of 0.6 MB each and more in the holes between them; the caches' own bound is 1024
+_CODES = 256  # that are kept, of 0.6 MB each and more in the holes between them; 64 steps of a demo policy need 120
 _FEW_CODES, _SMALL_MODEL = 48, 1 << 22  # where making code is little beside using it; of how many parameters that is
 
 
