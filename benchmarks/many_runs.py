@@ -63,7 +63,7 @@ def swept(specs: Sequence[Path], jobs: int, warm: bool) -> dict[str, float]:
     return {"cpu_s": after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime, "wall_s": wall}
 
 
-def trials_of(plan: Plan, count: int) -> list[Node]:
+def trials_of(plan: Plan, count: int | None) -> list[Node]:
     """Trials of the planned item that train, arm by arm in turn and seed by seed."""
     nodes = [node for node in plan.nodes.values() if node.stage == "trials" and node.spec["loss"] is not None]
     seeds = sorted({node.spec["seed"] for node in nodes})
@@ -79,7 +79,7 @@ def main() -> None:
     """Print the table and write the evidence."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--item", default="mallowspo/tables1_6")
-    parser.add_argument("--trials", type=int, default=12)
+    parser.add_argument("--trials", type=int, help="at most so many (default: all that the item runs by default)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time (default: %(default)s)")
     parser.add_argument("--folder", type=Path, help="where to work, and to find parents made before; else a new one")
