@@ -80,6 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--item", default="mallowspo/tables1_6")
     parser.add_argument("--trials", type=int, help="at most so many (default: all that the item runs by default)")
+    parser.add_argument("--full", action="store_true", help="all of the item's grid, as with full: true")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time (default: %(default)s)")
     parser.add_argument("--folder", type=Path, help="where to work, and to find parents made before; else a new one")
@@ -108,7 +109,8 @@ def make_missing(plan: Plan, results: Path, wanted: Sequence[Node]) -> None:
 
 def measured(arguments: argparse.Namespace, results: Path) -> dict[str, Any]:
     """All rounds of both sides, their table printed; SystemExit where two sweeps differ in a byte."""
-    plan = load_plan(ROOT / "config" / "config.yaml", {"items": arguments.item, "results": str(results)})
+    settings = {"items": arguments.item, "results": str(results), "full": arguments.full}
+    plan = load_plan(ROOT / "config" / "config.yaml", settings)
     plan.write_specs(results)
     trials = trials_of(plan, arguments.trials)
     make_missing(plan, results, [plan.nodes[ref] for node in trials for ref in node.parents.values()])
@@ -126,8 +128,8 @@ def measured(arguments: argparse.Namespace, results: Path) -> dict[str, Any]:
     rows = table(found, len(trials))
     print(markdown(rows))
     print(f"{len(trials)} runs, {arguments.jobs} at a time; all {len(outputs)} sweeps gave the same bytes")
-    settings = {"item": arguments.item, "trials": len(trials), "jobs": arguments.jobs, "same_bytes": True}
-    return {"benchmark": "many_runs", "environment": environment(), **settings, "rows": rows, "rounds": found}
+    asked = {"item": arguments.item, "trials": len(trials), "jobs": arguments.jobs, "same_bytes": True}
+    return {"benchmark": "many_runs", "environment": environment(), **asked, "rows": rows, "rounds": found}
 
 
 def table(found: dict[str, list[dict[str, float]]], trials: int) -> list[dict[str, Any]]:
