@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 import tiny
 from prefopt.artifacts import MANIFEST
 from prefopt.cli import main
-from prefopt.engine.bulk import reward_pairs, score_pairs, score_responses
+from prefopt.engine.bulk import reward_pairs, score_draws, score_pairs, score_responses
 from prefopt.engine.reward_models import load_reward_model, new_reward_model, new_shared_reward_model
 from prefopt.ensemble import diagnostics, reward_margins
 from prefopt.errors import BadInput
@@ -151,12 +151,16 @@ def test_both_responses_of_a_pair_are_scored_in_one_pass_as_each_is_alone():
     assert sum(tokens for _, tokens in seen[-3:]) == sum(len(row) for column in pairs.values() for row in column)
 
 
-def test_log_probabilities_without_entropies_are_the_same():
+def test_log_probabilities_of_draws_are_those_of_their_responses_with_each_prompt_read_once_and_no_entropies():
     model, pairs = tiny.causal_lm(), tiny.pairs(9, seed=5)
-    rows = (model, pairs["prompt_ids"], pairs["chosen_ids"])
-    found = {entropy: score_responses(*rows, batch_size=4, entropy=entropy) for entropy in (True, False)}
-    assert found[True].keys() - found[False].keys() == {"entropy"}
-    np.testing.assert_array_equal(found[False]["logp"], found[True]["logp"])
+    prompts, draws = pairs["prompt_ids"], [pairs["chosen_ids"], pairs["rejected_ids"]]
+    alone = [score_responses(model, prompts, answers, batch_size=4) for answers in draws]
+    np.testing.assert_array_equal(score_draws(model, prompts, draws[:1], batch_size=4)[:, 0], alone[0]["logp"])
+    with reading() as seen:
+        together = score_draws(model, prompts, draws, batch_size=4)
+    assert sum(tokens for _, tokens in seen) == sum(map(len, [*prompts, *draws[0], *draws[1]]))
+    for found, one in zip(together.T, alone, strict=True):
+        np.testing.assert_allclose(found, one["logp"], rtol=1e-6)
 
 
 def test_a_pass_on_a_cpu_has_a_budget_of_tokens():
