@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, PreTrainedModel
 
-from prefopt.engine.packed_attention import EXPLICIT_LENGTH, refuse_more_than_causal
+from prefopt.engine.packed_attention import EXPLICIT_LENGTH, attention_named, refuse_more_than_causal
 
 _NAME = "prefopt_decoding"
 
@@ -79,12 +79,8 @@ class Group:
 def attention_set(model: PreTrainedModel) -> Iterator[None]:
     """The model with the attention that fills and reads a cache of ours."""
     AttentionInterface.register(_NAME, attention)
-    own = model.config._attn_implementation
-    model.config._attn_implementation = _NAME
-    try:
+    with attention_named(model, _NAME):
         yield
-    finally:
-        model.config._attn_implementation = own
 
 
 def attention(
