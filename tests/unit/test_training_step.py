@@ -17,7 +17,7 @@ from prefopt.specs import TrainSpec
 from prefopt.trainer import train
 from prefopt.training.objectives import Moment, rows_of_stream
 from prefopt.training.policy_objective import PolicyObjective
-from prefopt.training.training_run import micro_batches
+from prefopt.training.training_run import Run, micro_batches
 
 SIZE, WORDS, WIDTH = 12, 3000, 32
 PAIRS = {name: [[token % WORDS for token in row] for row in rows] for name, rows in tiny.pairs(SIZE, seed=6).items()}
@@ -169,3 +169,16 @@ def test_padded_and_packed_bf16_agree_within_the_band():
         other = response_scores(model, PAIRS["prompt_ids"], PAIRS["chosen_ids"]).logp
     tokens = torch.tensor([len(row) for row in PAIRS["chosen_ids"]])
     assert ((packed - other).abs() / tokens).max() < 0.02
+
+
+@pytest.mark.parametrize(("width", "tokens"), [(8, 65536), (64, 8192), (256, 2048), (512, 2048)])
+def test_narrow_models_take_larger_pieces_of_at_most_2_to_the_19_numbers(tmp_path, width, tokens):
+    """tokens x width = 2^19, but never fewer than 2048 tokens."""
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=WORDS, hidden_size=width, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2
+        )
+    )
+    spec = TrainSpec(steps=1, batch_size=2, learning_rate=1e-3)
+    settings = {"seed": 0, "state_dir": tmp_path, "micro_batch": 32, "device": "cpu"}
+    assert Run(model, dpo(llama(seed=1)), spec, **settings).tokens == tokens
