@@ -1,4 +1,4 @@
-"""Keys and values of responses in progress, in tensors of their final size, and the attention that reads them."""
+"""Keys and values of responses in progress, in tensors that grow with them, and the attention that reads them."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from transformers import AttentionInterface, PreTrainedModel
 from prefopt.engine.packed_attention import EXPLICIT_LENGTH, attention_named, refuse_more_than_causal
 
 _NAME = "prefopt_decoding"
+_MORE = 16  # slots of new tokens that are made at a time: most rows end before the last ones are needed
 
 
 @dataclass
 class Cache:
-    """Keys and values [R, heads, size, d] of every attention layer. Prompts end, right-aligned, at slot ``prompt``."""
+    """Keys and values [R, heads, slots, d] of every attention layer. Prompts end, right-aligned, at slot ``prompt``."""
 
     rows: int
     prompt: int
-    size: int
+    size: int  # slots that are needed at most
     bias: Tensor | None  # [R, 1, prompt] -inf before a prompt's first token, else 0; None where there is no such slot
     filled: int = 0
     layers: dict[nn.Module, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -32,22 +33,33 @@ class Cache:
     def store(self, module: nn.Module, key: Tensor, value: Tensor) -> None:
         """Keep keys and values [S, heads, L, d] of a group of prompts, for all rows with these prompts."""
         if module not in self.layers:
-            shape = (self.rows, key.shape[1], self.size)
-            self.layers[module] = key.new_zeros(*shape, key.shape[3]), value.new_zeros(*shape, value.shape[3])
+            self.layers[module] = self._more(key, self.prompt), self._more(value, self.prompt)
         if self.group is None:
             raise ValueError("no prompts are being read: begin with a group")
         start = self.prompt - key.shape[2]
         for kept, new in zip(self.layers[module], (key, value), strict=True):
+            kept[self.group.rows, :, :start] = 0  # padding has no weight, which whatever stood there could undo
             kept[self.group.rows, :, start : self.prompt] = new[self.group.prompt]
+
+    def _more(self, like: Tensor, filled: int) -> Tensor:
+        """Room for these rows, nothing in it yet: ``filled`` slots and some new ones."""
+        return like.new_empty(self.rows, like.shape[1], min(self.size, filled + _MORE), like.shape[3])
 
     def append(self, module: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keep keys and values [R, heads, 1, d] of the newest token; all so far, [R, heads, L, d]."""
         now = self.filled
+        if now == self.layers[module][0].shape[2]:
+            self.layers[module] = self._grown(self.layers[module][0]), self._grown(self.layers[module][1])
         found = []
         for kept, new in zip(self.layers[module], (key, value), strict=True):
             kept[:, :, now] = new[:, :, 0]
             found.append(kept[:, :, : now + 1])
         return found[0], found[1]
+
+    def _grown(self, kept: Tensor) -> Tensor:
+        more = self._more(kept, self.filled)
+        more[:, :, : self.filled] = kept
+        return more
 
     def keep(self, going: Tensor) -> Tensor:
         """Keep the rows where ``going`` [R] is true; the old number of each row from now on."""
