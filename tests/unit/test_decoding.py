@@ -35,6 +35,7 @@ import tiny
 from prefopt.engine import drawing
 from prefopt.engine.decoding import decode, decodes, plain
 from prefopt.engine.drawing import Drawer, nucleus
+from prefopt.engine.kv_cache import Cache
 from prefopt.engine.lean import is_plain_llama
 from prefopt.engine.precision import set_precision
 from prefopt.errors import BadInput
@@ -291,6 +292,46 @@ def test_every_prompt_is_read_once_and_rows_leave_when_they_have_ended():
     assert seen == [(2, 3)] + [(left, 1) for left in (7, 6, 5, 4, 4)]  # two prompts, then one token per row
     assert [sorted(rows) for rows in asked] == [[row for row in range(8) if last[row] >= step] for step in range(6)]
     assert [row.index(tiny.EOS) for row in written[:4]] == [0, 1, 2, 3]
+
+
+def test_many_rows_leave_by_multiples_of_64_and_write_what_they_would_alone():
+    """So that products have few sizes: what fills up has ended, and what it still writes is not looked at."""
+    model, sizes = llama(), []
+    last = [step for step in range(12) for _ in range(50)]  # of 600 rows 50 end at each of 12 steps
+
+    def choose(logits, rows):
+        sizes.append(len(rows))
+        ended = torch.tensor([last[row] <= len(sizes) - 1 for row in rows.tolist()])
+        return torch.where(ended, tiny.EOS, logits[:, 5:].argmax(dim=-1) + 5)
+
+    def written(number):
+        sizes.clear()
+        found = decode(model, prompts[:number], choose=choose, ends=[tiny.EOS], max_new_tokens=12)
+        return [row[: last[at] + 1] for at, row in enumerate(found)]
+
+    prompts = [PROMPTS[row % 24] for row in range(600)]
+    few = written(200)
+    assert sizes == [200, 150, 100, 50]  # too few to be filled up
+    assert written(600)[:200] == few
+    # after the first step 550 go on and 576 would stay: fewer leave than an eighth; so do 512 of 512 after the third
+    assert sizes == [600, 600, 512, 512, 448, 384, 320, 250, 200, 150, 100, 50]
+
+
+def test_room_for_tokens_is_made_as_they_come_and_what_stands_in_it_is_never_read(monkeypatch):
+    """Room for 16 tokens at a time, of the rows that are left; prompts of 2 to 41 tokens have padding before them."""
+    model, made, more = llama(), [], Cache._more
+    mine = run(model, max_new_tokens=60, batch_size=len(PROMPTS))
+
+    def with_garbage(cache, like, filled):
+        made.append(more(cache, like, filled).fill_(float("nan")))
+        return made[-1]
+
+    monkeypatch.setattr(Cache, "_more", with_garbage)
+    assert run(model, max_new_tokens=60, batch_size=len(PROMPTS)) == mine
+    longest = max(map(len, PROMPTS))
+    rows = [part.shape[0] for part in made if part.shape[2] > longest + 16]
+    assert {part.shape[2] for part in made} == {longest + more for more in (16, 32, 48, 60)}
+    assert max(rows) < len(PROMPTS)  # all had a row that ended within the first 16 tokens
 
 
 def test_prompts_of_unlike_length_are_read_apart():

@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Gemma2Config, Gemma2ForCausalLM, OPTConfig, OPTForCausalLM
 
 import tiny
@@ -106,6 +107,41 @@ def test_a_head_that_is_more_than_its_weight_is_called_chunk_by_chunk(model):
     assert sum(shape[0] for shape in shapes) == 2 * rows
     assert all(len(shape) == 2 and shape[0] <= chunk for shape in shapes)
     assert not inputs
+
+
+class Heads(TorchDispatchMode):
+    """Rows of every product with as many columns as there are words."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket in (torch.ops.mkldnn._linear_pointwise, torch.ops.aten.mm):
+            self.rows += [out.shape[0]] if out.shape[1] == tiny.WORDS else []
+        return out
+
+
+@pytest.mark.parametrize(("copies", "rows"), [(1, None), (16, 64)])
+def test_a_small_vocabularys_head_has_few_sizes_where_there_are_many_tokens(model, copies, rows):
+    model = tiny.exact(model)
+    prompts, responses = PROMPTS * copies, RESPONSES * copies
+    tokens = sum(map(len, responses))
+    assert (tokens >= 256) == (rows is not None)
+    assert tokens % 64
+    assert projects_linearly(model)  # seen once by a run of its own
+    with Heads() as heads:
+        scores = response_scores(model, prompts, responses, entropy=True)
+    assert heads.rows == [tokens if rows is None else -(-tokens // rows) * rows]
+    logp, entropy, _ = plain_scores(model, PROMPTS, RESPONSES)
+    torch.testing.assert_close(scores.logp, logp.repeat(copies), rtol=0, atol=1e-10)
+    torch.testing.assert_close(scores.entropy, entropy.repeat(copies), rtol=0, atol=1e-10)
+    weights = torch.linspace(-1, 2, len(prompts), dtype=torch.float64)
+    ours = gradients(model, (weights * scores.logp).sum())
+    theirs = gradients(model, (weights.view(copies, -1).sum(dim=0) * logp).sum())
+    for mine, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, expected, rtol=0, atol=1e-10)
 
 
 def test_what_autograd_keeps_does_not_grow_with_the_vocabulary(model):

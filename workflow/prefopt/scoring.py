@@ -164,8 +164,13 @@ def _at(places: Tensor, values: Tensor) -> Tensor:
 
 def _project(head: nn.Linear, hidden: Tensor) -> Tensor:
     """head(hidden) in the head's own precision, at least fp32, whatever autocast surrounds the call."""
+    from prefopt.engine.products import is_linear, least_of, linear
+
+    hidden = hidden.to(head.weight.dtype)
+    least = least_of(hidden) if is_linear(head) else None
     with torch.autocast(hidden.device.type, enabled=False):
-        return _at_least_fp32(head(hidden.to(head.weight.dtype)))
+        found = head(hidden) if least is None else linear(hidden, head.weight, head.bias, least=least)
+    return _at_least_fp32(found)
 
 
 def _at_least_fp32(values: Tensor) -> Tensor:
@@ -185,10 +190,12 @@ def _token_values(model: PreTrainedModel, rows: Rows, entropy: bool, chunk: int 
     def values(part: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
         return _log_softmax_values(_project(head, part), target, entropy)
 
-    if chunk is None and len(hidden) * head.out_features <= _SMALL_LOGITS:
-        return values(hidden, rows.target)
-    from prefopt.engine.products import is_linear
+    from prefopt.engine.products import is_linear, rows_to_add
 
+    if chunk is None and len(hidden) * head.out_features <= _SMALL_LOGITS:
+        more = rows_to_add(len(hidden)) if hidden.device.type == "cpu" else 0
+        logp, nats = values(F.pad(hidden, (0, 0, 0, more)), F.pad(rows.target, (0, more)))
+        return logp[: len(hidden)], None if nats is None else nats[: len(hidden)]
     if is_linear(head):
         from prefopt.engine.fused_head import token_logp
 

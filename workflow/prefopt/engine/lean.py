@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from prefopt.engine.products import is_linear
+from prefopt.engine.products import is_linear, least_of, linear
 
 _ROTATIONS = ("default", "linear", "llama3")  # position encodings that do not change with the length
 
@@ -57,7 +57,7 @@ class _Layer(NamedTuple):
     query: Tensor
     key: Tensor
     value: Tensor
-    out: Tensor  # transposed, as is down
+    out: Tensor
     gate: Tensor
     up: Tensor
     down: Tensor
@@ -66,10 +66,9 @@ class _Layer(NamedTuple):
 def _weights(layer: nn.Module) -> _Layer:
     attention, mlp = layer.self_attn, layer.mlp
     norms = (layer.input_layernorm, layer.post_attention_layernorm)
-    parts = (*norms, attention.q_proj, attention.k_proj, attention.v_proj)
-    before, between, query, key, value = (part.weight for part in parts)
-    out, down = attention.o_proj.weight.t(), mlp.down_proj.weight.t()
-    return _Layer(attention, before, between, query, key, value, out, mlp.gate_proj.weight, mlp.up_proj.weight, down)
+    products = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
+    parts = (*norms, *products, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+    return _Layer(attention, *(part.weight for part in parts))
 
 
 class LeanLlama:
@@ -94,22 +93,26 @@ class LeanLlama:
         cos, sin = self._cos[position][:, None], self._sin[position][:, None]
         for layer in self._layers:
             hidden = self._layer(layer, hidden, cos, sin)
-        return F.linear(self._normed(hidden, self._norm), self._head)
+        return _product(self._normed(hidden, self._norm), self._head)
 
     def _layer(self, layer: _Layer, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         shape = (hidden.shape[0], -1, self._head_dim)
         normed = self._normed(hidden, layer.before)
-        query = _rotated(F.linear(normed, layer.query).view(shape), cos, sin)
-        key = _rotated(F.linear(normed, layer.key).view(shape), cos, sin)
-        value = F.linear(normed, layer.value).view(shape)
+        query = _rotated(_product(normed, layer.query).view(shape), cos, sin)
+        key = _rotated(_product(normed, layer.key).view(shape), cos, sin)
+        value = _product(normed, layer.value).view(shape)
         seen = self._attend(layer.attention, query.unsqueeze(2), key.unsqueeze(2), value.unsqueeze(2))
-        hidden = torch.addmm(hidden, seen.reshape(hidden.shape[0], -1), layer.out)
+        hidden = hidden + _product(seen.reshape(hidden.shape[0], -1), layer.out)
         normed = self._normed(hidden, layer.between)
-        gated = F.silu(F.linear(normed, layer.gate), inplace=True).mul_(F.linear(normed, layer.up))
-        return torch.addmm(hidden, gated, layer.down)
+        gated = F.silu(_product(normed, layer.gate), inplace=True).mul_(_product(normed, layer.up))
+        return hidden.add_(_product(gated, layer.down))
 
     def _normed(self, hidden: Tensor, weight: Tensor) -> Tensor:
         return torch.rms_norm(hidden, weight.shape, weight, self._eps)
+
+
+def _product(values: Tensor, weight: Tensor) -> Tensor:
+    return linear(values, weight, least=least_of(values))
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

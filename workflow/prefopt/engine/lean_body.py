@@ -17,13 +17,10 @@ from prefopt.engine.lean import is_plain_body
 from prefopt.engine.lean_attention import Layout, Readers, attention
 from prefopt.engine.lean_steps import gated_product, normed, normed_products
 from prefopt.engine.packing import Rows
-from prefopt.engine.products import REPEATED, linear
+from prefopt.engine.products import least_of, linear, rows_to_add
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_MULTIPLE = 64  # sizes of products
-_FEWEST = 512  # tokens from which sizes are rounded up
 
 
 def runs_lean(model: PreTrainedModel, rows: Rows) -> bool:
@@ -48,35 +45,26 @@ def lean_states(model: PreTrainedModel, rows: Rows, places: Tensor) -> Tensor:
     body, packing = model.base_model, rows.inputs["packing"]
     hidden = body.embed_tokens(rows.inputs["input_ids"])[0]
     lay = Layout.of(body, packing, len(hidden))
-    everywhere = lay.readers(packing.place, _more(len(hidden)))
-    hidden = F.pad(hidden, (0, 0, 0, _more(len(hidden))))
+    more = rows_to_add(len(hidden))
+    everywhere = lay.readers(packing.place, more)
+    hidden = F.pad(hidden, (0, 0, 0, more))
     *layers, last = body.layers
     for layer in layers:
         hidden = _layer(layer, hidden, hidden, lay, everywhere)
-    more = _more(len(places))
+    more = rows_to_add(len(places))
     kept = F.embedding(F.pad(places, (0, more)), hidden)
     hidden = _layer(last, hidden, kept, lay, lay.readers(packing.place[places], more))
     return normed(hidden[: len(places)], body.norm)
 
 
-def _more(size: int) -> int:
-    """Rows to add, so that products of few sizes are computed."""
-    return -size % _MULTIPLE if size >= _FEWEST else 0
-
-
 def _layer(layer: nn.Module, hidden: Tensor, kept: Tensor, lay: Layout, readers: Readers) -> Tensor:
     """The layer's output [P, H] for tokens [P] whose inputs are ``kept`` [P, H]; hidden [N, H]."""
     mlp, weights = layer.mlp, _side_by_side(layer.self_attn, lay.turns.shape[1])
-    (states,) = normed_products(hidden, layer.input_layernorm, weights, least=_least(hidden))
-    kept = kept + linear(attention(states, lay, readers), layer.self_attn.o_proj.weight, least=_least(kept))
+    (states,) = normed_products(hidden, layer.input_layernorm, weights, least=least_of(hidden))
+    kept = kept + linear(attention(states, lay, readers), layer.self_attn.o_proj.weight, least=least_of(kept))
     weights = (mlp.gate_proj.weight, mlp.up_proj.weight)
-    gate, up = normed_products(kept, layer.post_attention_layernorm, *weights, least=_least(kept))
-    return kept + gated_product(gate, up, mlp.down_proj.weight, least=_least(kept))
-
-
-def _least(states: Tensor) -> int | None:
-    """Multiplications of a product of states [N, H] that pays: sizes of many tokens are rounded, and come again."""
-    return REPEATED if len(states) >= _FEWEST else None
+    gate, up = normed_products(kept, layer.post_attention_layernorm, *weights, least=least_of(kept))
+    return kept + gated_product(gate, up, mlp.down_proj.weight, least=least_of(kept))
 
 
 def _side_by_side(attention: nn.Module, half: int) -> Tensor:

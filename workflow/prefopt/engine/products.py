@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 REPEATED = 1 << 21  # multiplications of a product that pays where its size comes again and again
+_ROWS, _ROUNDED_FROM = 64, 256  # rows of sizes that come again are multiples, from so many on
 _LEAST = 1 << 26  # of one that takes longer than making its code
 _MANY, _SMALL_TOTAL = 512, 1 << 22  # rows and elements of a sum that oneDNN cannot add to, but only computes beside it
 _BLOCK = 1 << 20  # elements that stand beside the result on their way into it: 4 MB
@@ -49,6 +50,16 @@ def multiply_by_onednn(model: nn.Module) -> None:
 def is_linear(module: nn.Module) -> bool:
     """Whether a module is a linear layer and nothing more: no adapter or subclass of another library."""
     return type(module) in (nn.Linear, Linear)
+
+
+def rows_to_add(rows: int) -> int:
+    """Rows to add to so many on a CPU, so that products of few sizes are computed."""
+    return -rows % _ROWS if rows >= _ROUNDED_FROM else 0
+
+
+def least_of(values: Tensor) -> int | None:
+    """Multiplications of a product of values [R, in] that pays: sizes of many rows are rounded, and come again."""
+    return REPEATED if len(values) >= _ROUNDED_FROM else None
 
 
 def linear(values: Tensor, weight: Tensor, bias: Tensor | None = None, *, least: int | None = None) -> Tensor:
