@@ -294,29 +294,6 @@ def test_every_prompt_is_read_once_and_rows_leave_when_they_have_ended():
     assert [row.index(tiny.EOS) for row in written[:4]] == [0, 1, 2, 3]
 
 
-def test_many_rows_leave_by_multiples_of_64_and_write_what_they_would_alone():
-    """So that products have few sizes: what fills up has ended, and what it still writes is not looked at."""
-    model, sizes = llama(), []
-    last = [step for step in range(12) for _ in range(50)]  # of 600 rows 50 end at each of 12 steps
-
-    def choose(logits, rows):
-        sizes.append(len(rows))
-        ended = torch.tensor([last[row] <= len(sizes) - 1 for row in rows.tolist()])
-        return torch.where(ended, tiny.EOS, logits[:, 5:].argmax(dim=-1) + 5)
-
-    def written(number):
-        sizes.clear()
-        found = decode(model, prompts[:number], choose=choose, ends=[tiny.EOS], max_new_tokens=12)
-        return [row[: last[at] + 1] for at, row in enumerate(found)]
-
-    prompts = [PROMPTS[row % 24] for row in range(600)]
-    few = written(200)
-    assert sizes == [200, 150, 100, 50]  # too few to be filled up
-    assert written(600)[:200] == few
-    # after the first step 550 go on and 576 would stay: fewer leave than an eighth; so do 512 of 512 after the third
-    assert sizes == [600, 600, 512, 512, 448, 384, 320, 250, 200, 150, 100, 50]
-
-
 def test_room_for_tokens_is_made_as_they_come_and_what_stands_in_it_is_never_read(monkeypatch):
     """Room for 16 tokens at a time, of the rows that are left; prompts of 2 to 41 tokens have padding before them."""
     model, made, more = llama(), [], Cache._more

@@ -106,10 +106,15 @@ class Products(TorchDispatchMode):
         return out
 
 
+def rounded(size):
+    """Between 1024 and 2048 there are eight sizes."""
+    return -(-size // 128) * 128
+
+
 def test_products_have_few_sizes_and_the_last_layer_goes_on_with_the_wanted_tokens():
     model, rows = llama(), rows_of(80, 2, 12)
-    tokens, wanted = (-(-size // 64) * 64 for size in (rows.inputs["input_ids"].numel(), len(rows.before)))
-    assert 512 <= wanted < tokens
+    tokens, wanted = (rounded(size) for size in (rows.inputs["input_ids"].numel(), len(rows.before)))
+    assert 1024 <= wanted < tokens <= 2048
     with torch.no_grad(), Products() as products:
         assert lean_states(model, rows, rows.before).shape == (len(rows.before), WIDTH)
     after = [(WIDTH, WIDTH), (WIDTH, INNER), (WIDTH, INNER), (INNER, WIDTH)]  # out, gate, up, down
@@ -151,7 +156,7 @@ class Kept:
 def test_a_layer_keeps_its_norms_inputs_and_roots_its_gates_and_what_attention_gave_and_repeats_no_product(monkeypatch):
     """The difference of three layers and two: one layer that goes on with all tokens."""
     rows = rows_of(80, 2, 12)
-    tokens = -(-rows.inputs["input_ids"].numel() // 64) * 64
+    tokens = rounded(rows.inputs["input_ids"].numel())
     kept, repeated = [], []
     for layers in (2, 3):
         model = llama(num_hidden_layers=layers)

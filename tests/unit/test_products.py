@@ -227,6 +227,15 @@ def test_larger_models_keep_less_code_and_bounds_that_the_user_has_set_stay(monk
     assert (os.environ[first], os.environ[second]) == ("7", str(codes))
 
 
+def test_between_a_power_of_two_and_the_next_rows_have_eight_sizes_sixty_four_apart_at_least():
+    sizes = sorted({rows + products.rows_to_add(rows) for rows in range(256, 4097)})
+    assert sizes == [*range(256, 1024, 64), *range(1024, 2048, 128), *range(2048, 4097, 256)]
+    assert [products.rows_to_add(rows) for rows in (0, 1, 255)] == [0, 0, 0]
+    added = [products.rows_to_add(rows) / rows for rows in range(1024, 4096)]
+    assert max(added) < 1 / 8
+    assert sum(added) / len(added) < 0.05
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_pass_leaves_no_fp32_product_to_torch(every_size, monkeypatch, precision):
     """Those of a Llama's layer and the head's; in bf16 the body's are torch's, which gives them to oneDNN itself.

@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 
 from prefopt.engine.kv_cache import Cache, Group, attention, attention_set
 from prefopt.engine.lean import LeanLlama, is_plain_llama
-from prefopt.engine.products import rows_to_add
 
 Ids = Sequence[Sequence[int]]
 
@@ -54,19 +53,13 @@ def decode(
             left = int(going.sum())
             if left == 0 or step + 1 == max_new_tokens:
                 break
-            kept = left + (rows_to_add(left) if device.type == "cpu" else 0)
-            if kept <= (1 - _ENDED) * len(rows):
-                order = cache.keep(_filled_up(going, kept - left))
+            if left <= (1 - _ENDED) * len(rows):
+                order = cache.keep(going)
                 rows, tokens, position, going = rows[order], tokens[order], position[order], going[order]
             logits = step_logits(tokens, position)
             cache.filled += 1
             position = position + 1
     return written[:, : step + 1].tolist()
-
-
-def _filled_up(going: Tensor, more: int) -> Tensor:
-    """The rows that go on [R], and so many that have ended."""
-    return going.scatter(0, (~going).nonzero()[:more, 0], True)
 
 
 def _read(model: PreTrainedModel, prompt_ids: Ids, max_new_tokens: int) -> tuple[Cache, Tensor]:

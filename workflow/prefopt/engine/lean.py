@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from prefopt.engine.products import is_linear, least_of, linear
+from prefopt.engine.products import is_linear, linear
 
 _ROTATIONS = ("default", "linear", "llama3")  # position encodings that do not change with the length
 
@@ -93,26 +93,22 @@ class LeanLlama:
         cos, sin = self._cos[position][:, None], self._sin[position][:, None]
         for layer in self._layers:
             hidden = self._layer(layer, hidden, cos, sin)
-        return _product(self._normed(hidden, self._norm), self._head)
+        return linear(self._normed(hidden, self._norm), self._head)
 
     def _layer(self, layer: _Layer, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         shape = (hidden.shape[0], -1, self._head_dim)
         normed = self._normed(hidden, layer.before)
-        query = _rotated(_product(normed, layer.query).view(shape), cos, sin)
-        key = _rotated(_product(normed, layer.key).view(shape), cos, sin)
-        value = _product(normed, layer.value).view(shape)
+        query = _rotated(linear(normed, layer.query).view(shape), cos, sin)
+        key = _rotated(linear(normed, layer.key).view(shape), cos, sin)
+        value = linear(normed, layer.value).view(shape)
         seen = self._attend(layer.attention, query.unsqueeze(2), key.unsqueeze(2), value.unsqueeze(2))
-        hidden = hidden + _product(seen.reshape(hidden.shape[0], -1), layer.out)
+        hidden = hidden + linear(seen.reshape(hidden.shape[0], -1), layer.out)
         normed = self._normed(hidden, layer.between)
-        gated = F.silu(_product(normed, layer.gate), inplace=True).mul_(_product(normed, layer.up))
-        return hidden.add_(_product(gated, layer.down))
+        gated = F.silu(linear(normed, layer.gate), inplace=True).mul_(linear(normed, layer.up))
+        return hidden.add_(linear(gated, layer.down))
 
     def _normed(self, hidden: Tensor, weight: Tensor) -> Tensor:
         return torch.rms_norm(hidden, weight.shape, weight, self._eps)
-
-
-def _product(values: Tensor, weight: Tensor) -> Tensor:
-    return linear(values, weight, least=least_of(values))
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
