@@ -16,7 +16,6 @@ from prefopt.artifacts import MANIFEST, Node, node_of, read_manifest
 from prefopt.cli import main
 from prefopt.errors import BadInput
 from prefopt.files import read_json, read_lines, read_rows, read_text, write_json, write_lines
-from prefopt.processes import warm
 from prefopt.store.builds import building
 from prefopt.store.inventory import artifacts, below, made_from
 from prefopt.store.verification import verify_artifact
@@ -221,9 +220,7 @@ def run():
             code = main(words)
         return code, heard.getvalue().strip().splitlines()
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(warm, "run_in_server", lambda argv: None)
-        yield run
+    return run
 
 
 given_files = st.tuples(st.sampled_from(SUFFIXES), damaged(st.sampled_from(CONTENTS)) | st.none())

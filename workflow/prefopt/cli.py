@@ -15,7 +15,7 @@ from pathlib import Path
 
 from prefopt import __version__
 from prefopt.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, PrefoptError, nearest, one_line
-from prefopt.processes import parallel, warm
+from prefopt.processes import parallel
 from prefopt.redaction import RedactingFormatter, redacted
 from prefopt.stages import STAGES
 from prefopt.storage import told
@@ -47,9 +47,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(wrong, file=sys.stderr)
         return EXIT_BAD_INPUT
     arguments = verbs.parse_args(argv)
-    alone = arguments.verb in STAGES and arguments.spec is not None and parallel.launched() == 1
-    if alone and (code := warm.run_in_server(argv)) is not None:
-        return code
     lines = logging.StreamHandler(sys.stderr)
     lines.setFormatter(RedactingFormatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[lines])

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from prefopt.store.builds import Build
+if TYPE_CHECKING:
+    from prefopt.store.builds import Build
 
 
 @dataclass(frozen=True)
