@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from prefopt.processes import warm_server
 from prefopt.processes.warm import SOCKET_VARIABLE, STREAMS, send
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,14 +69,19 @@ def test_jobs_of_one_kind_are_done_by_one_process_and_write_to_their_own_streams
     first, code, text = done(address, tmp_path, "losses")
     assert code == 0
     assert "2405.14953" in text
-    assert done(address, tmp_path, "losses", "--help")[:2] == (first, 0)
     assert done(address, tmp_path, "losses") == (first, 0, text)
 
 
-def test_another_verb_folder_or_environment_takes_another_process(address, tmp_path):
+def test_specs_make_no_difference(address, tmp_path):
+    """Help is asked for, since it ends well whatever else is said."""
+    pids = {done(address, tmp_path, "train-sft", "--spec", f"{name}.json", "--help")[0] for name in "abc"}
+    assert len(pids) == 1
+
+
+def test_another_command_folder_or_environment_takes_another_process(address, tmp_path):
     folder = tmp_path / "other"
     folder.mkdir()
-    kinds = [((tmp_path, "losses"), {}), ((tmp_path, "studies"), {}), ((folder, "losses"), {})]
+    kinds = [((tmp_path, "losses"), {}), ((tmp_path, "losses", "--help"), {}), ((folder, "losses"), {})]
     kinds.append(((tmp_path, "losses"), {"PREFOPT_ANY": "1"}))
     assert len({done(address, *words, **environment)[0] for words, environment in kinds}) == len(kinds)
 
@@ -114,6 +121,31 @@ def test_a_waiting_process_that_is_killed_is_missed_by_nobody(address, tmp_path)
     wait_for_the_end(pid)
     other, code, _ = done(address, tmp_path, "losses")
     assert (other != pid, code) == (True, 0)
+
+
+def test_nothing_waits_where_nothing_happens(tmp_path, monkeypatch):
+    monkeypatch.setattr(warm_server, "_IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(warm_server, "load", lambda: importlib.import_module("torch"))  # all that listing needs
+    name, listener = f"prefopt-{os.urandom(8).hex()}", socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(f"\0{name}")
+    listener.listen()
+    lifeline, held = os.pipe()
+    server = os.fork()
+    if server == 0:
+        os.close(held)
+        try:
+            warm_server.Server(listener, lifeline).serve()
+        finally:
+            os._exit(0)
+    listener.close()
+    try:
+        pid = done(name, tmp_path, "losses")[0]
+        wait_for_the_end(pid)
+        again = done(name, tmp_path, "losses")
+    finally:
+        os.close(held)
+    assert os.waitpid(server, 0) == (server, 0)
+    assert (again[0] != pid, again[1]) == (True, 0)
 
 
 def test_what_is_no_request_disturbs_nobody(address, tmp_path):

@@ -1,8 +1,9 @@
 """The server of warm jobs: it imports once, and hands every job to a process that was forked from it.
 
-A process that has done its job is kept for the next one of the same verb, folder and environment: memory that the
-system has given it and code that was made for its sizes are then there, a tenth of a small job. Random numbers start
-over with every job. A process that failed, had processes of its own, took a GPU or much memory is not kept.
+A process that has done its job is kept for the next one of the same command but for the spec, folder and environment:
+memory that the system has given it and code that was made for its sizes are then there, a tenth of a small job. Random
+numbers start over with every job. A process that failed, had processes of its own, took a GPU or much memory is not
+kept.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _PRELOADED = (
     "pyarrow.dataset",
     "pyarrow.pandas_compat",
     "pyarrow.parquet",
-    "scipy.stats",
+    "scipy.special",
     "torch",
     "transformers",
     "transformers.conversion_mapping",
@@ -41,7 +42,6 @@ _PRELOADED = (
     "transformers.models.auto.tokenization_auto",
     "transformers.models.llama.modeling_llama",
     "accelerate",
-    "matplotlib.figure",
     "prefopt.cli",
     "prefopt.engine.bulk",
     "prefopt.engine.decoding",
@@ -52,6 +52,10 @@ _PRELOADED = (
     "prefopt.trainer",
     "prefopt.world",
 )
+_FIGURES = ("matplotlib.figure", "scipy.stats")  # for jobs that draw or test, .4 s that a sweep alone need not wait for
+_DRAWING = ("compare-disagreement", "compare-vote-trials", "paper-item", "run-study", "win-rate")
+_SPEC = ".json"  # what a job is told to make; in all else its command is that of its kind
+_IDLE_SECONDS = 30.0  # without any event after which no process is kept waiting
 _PATIENCE = 10.0  # seconds for a client's request to come, which it sends at once
 
 _Kind = Hashable
@@ -69,7 +73,7 @@ class _Process:
     done: bool = False
 
 
-class _Server:
+class Server:
     """Takes jobs until the lifeline ends, and waits for all processes: their time is counted as its children's."""
 
     def __init__(self, listener: socket.socket, lifeline: int) -> None:
@@ -84,7 +88,11 @@ class _Server:
         self._watch(self._listener, self._accept)
         self._watch(self._lifeline, self._close)
         while self._events.get_map():
-            self._events.select()[0][0].data()
+            events = self._events.select(_IDLE_SECONDS if self._idle else None)
+            if events:
+                events[0][0].data()
+            else:
+                self._dismiss_all()
 
     def _watch(self, source: socket.socket | int, handle: Callable[[], None]) -> None:
         self._events.register(source, selectors.EVENT_READ, handle)
@@ -94,8 +102,7 @@ class _Server:
         for source in (self._listener, self._lifeline):
             self._events.unregister(source)
         self._listener.close()
-        while self._idle:
-            self._dismiss(self._idle.popleft())
+        self._dismiss_all()
 
     def _accept(self) -> None:
         if not self._loaded:  # jobs that come meanwhile wait, which costs less than importing themselves
@@ -111,7 +118,8 @@ class _Server:
             client.close()
             return
         request = json.loads(content)
-        kind = (*request["argv"][:1], request["cwd"], frozenset(request["environment"].items()))
+        command = tuple(word for word in request["argv"] if not word.endswith(_SPEC))
+        kind = (command, request["cwd"], frozenset(request["environment"].items()))
         self._watch(client, lambda: None)  # a process that is forked now closes it with all others
         process = self._free(kind, content, streams) or self._forked(kind, request, streams)
         for stream in streams:
@@ -134,6 +142,8 @@ class _Server:
 
     def _forked(self, kind: _Kind, request: dict[str, Any], streams: Sequence[int]) -> _Process:
         """A new process, at work on the job."""
+        if request["argv"] and request["argv"][0] in _DRAWING:
+            _import(_FIGURES)
         mine, theirs = socket.socketpair()
         pid = os.fork()
         if pid == 0:
@@ -191,6 +201,10 @@ class _Server:
             process.client.close()
             process.client = None
 
+    def _dismiss_all(self) -> None:
+        while self._idle:
+            self._dismiss(self._idle.popleft())
+
     @staticmethod
     def _dismiss(process: _Process) -> None:
         """Let a process end that waits; its own event tells when it has."""
@@ -215,15 +229,22 @@ def load() -> None:
     """Import what jobs need, find what is the same for all, and keep it from their garbage collections: .3 s a job."""
     from prefopt.store.provenance import code_state
 
-    gc.disable()  # what is imported stays, and looking through it again and again takes a sixth of the time
-    for name in _PRELOADED:
-        importlib.import_module(name)
-    sys.modules["transformers.conversion_mapping"].get_checkpoint_conversion_mapping("llama")  # built at its first use
+    _import(_PRELOADED)
     cli = sys.modules["prefopt.cli"]
-    for stage in cli.STAGES.values():
-        stage.load()
+    _import([f"prefopt.stages.{stage.module}" for stage in cli.STAGES.values()])
+    sys.modules["transformers.conversion_mapping"].get_checkpoint_conversion_mapping("llama")  # built at its first use
     cli.parser()
     code_state()  # of what was imported here, whatever is committed while jobs run
+    gc.freeze()
+
+
+def _import(names: Sequence[str]) -> None:
+    """Import modules, if they are not there, and keep them from garbage collections."""
+    if sys.modules.keys() >= set(names):
+        return
+    gc.disable()  # what is imported stays, and looking through it again and again takes a sixth of the time
+    for name in names:
+        importlib.import_module(name)
     gc.enable()
     gc.collect()
     gc.freeze()
@@ -231,4 +252,4 @@ def load() -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _Server(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])).serve()
+    Server(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])).serve()

@@ -100,6 +100,7 @@ class Run:
         if device == "cpu" and objective.divisible:
             self.tokens = _packed_tokens(self.model) if packs(self.model) else _CPU_TOKENS
         self.optimizer = new_optimizer(self.model, spec)
+        self.parameters = list(self.model.parameters())
         self.steps = total_steps(spec, objective.size)
         self.step, self.seconds = 0, 0.0
         self.metrics: list[dict[str, float]] = []
@@ -169,8 +170,8 @@ class Run:
         if self.divided is not None:
             norm = self.divided.clip(self.spec.max_grad_norm)
         else:
-            parallel.sum_gradients(self.model.parameters())
-            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.spec.max_grad_norm)
+            parallel.sum_gradients(self.parameters)
+            norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.spec.max_grad_norm)
         sums["grad_norm"] = float(norm)
         for name in ("loss", "grad_norm"):
             if not math.isfinite(sums[name]):
