@@ -110,7 +110,7 @@ def _limit_memory(extra: int, step: int) -> None:
     """Tensors of some size are then asked for at the system, and not taken from what an earlier step gave back."""
     from prefopt.training.training_run import Run
 
-    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 14)
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 12)
 
     advance = Run.advance
 
