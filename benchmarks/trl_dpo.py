@@ -17,20 +17,25 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch.utils.data import SequentialSampler
 
 
-class _InOrder(trl.DPOTrainer):
+class InOrder(trl.DPOTrainer):
+    """Takes the rows as they stand."""
+
     def _get_train_sampler(self, dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(dataset if dataset is not None else self.train_dataset)
 
 
-class _Clock(transformers.TrainerCallback):
-    def __init__(self, timer: Timer) -> None:
+class Ticks(transformers.TrainerCallback):
+    """Tells a timer of every step's end."""
+
+    def __init__(self, timer: Any) -> None:
         self.timer = timer
 
     def on_step_end(self, *_args: Any, **_kwargs: Any) -> None:
+        """As the trainer calls it."""
         self.timer.tick()
 
 
-def _tokenizer(vocabulary: int) -> transformers.PreTrainedTokenizerFast:
+def tokenizer_of(vocabulary: int) -> transformers.PreTrainedTokenizerFast:
     """Words w3, w4 ... are tokens 3, 4 ...; the end token is no word, TRL puts it after each response."""
     words = {"[PAD]": 0, "[BOS]": 1, "[EOS]": 2, **{f"w{token}": token for token in range(3, vocabulary)}}
     inner = Tokenizer(WordLevel(words, unk_token="[PAD]"))
@@ -40,7 +45,8 @@ def _tokenizer(vocabulary: int) -> transformers.PreTrainedTokenizerFast:
     )
 
 
-def _rows(pairs: dict[str, list[list[int]]]) -> datasets.Dataset:
+def rows_of(pairs: dict[str, list[list[int]]]) -> datasets.Dataset:
+    """Pairs as texts of such words."""
     text = {
         name.removesuffix("_ids"): ["".join(f"w{token} " for token in row) for row in rows]
         for name, rows in pairs.items()
@@ -83,13 +89,13 @@ def measure(
         )
         timer = Timer(warm_up)
         reference = None if given.precompute_ref_log_probs else copy.deepcopy(policy)
-        trainer = _InOrder(
+        trainer = InOrder(
             model=policy,
             ref_model=reference,
             args=given,
-            train_dataset=_rows(rows),
-            processing_class=_tokenizer(vocabulary),
-            callbacks=[_Clock(timer)],
+            train_dataset=rows_of(rows),
+            processing_class=tokenizer_of(vocabulary),
+            callbacks=[Ticks(timer)],
         )
         expected = sum(len(part) + len(end) for part, end in zip(rows["prompt_ids"], rows["chosen_ids"], strict=True))
         tokens = sum(map(len, trainer.train_dataset["prompt_ids"])) + sum(map(len, trainer.train_dataset["chosen_ids"]))
