@@ -6,6 +6,7 @@ Needs torch and transformers, not prefopt.
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.conditions import Found, new_pairs
@@ -16,6 +17,22 @@ SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {"hidden": 64, "inner": 192, "layers": 2, "heads": 4, "kv": 2, "vocabulary": 512, "tied": True},
 }
 """Those of Llama 3.2 1B and Llama 3.1 8B, and one to try the command with."""
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Of one measurement; batch and micro are pairs, per step and at a time."""
+
+    shape: str
+    device: str
+    length: int
+    steps: int
+    warm_up: int
+    batch: int
+    micro: int
+    lora: int  # rank, 0: all weights are trained
+    checkpointing: bool
+    compiled: bool
 
 
 def new_llama(shape: str, device: str, positions: int) -> Any:
