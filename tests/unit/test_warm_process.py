@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -98,6 +100,25 @@ def test_a_job_that_leaves_a_gpu_or_much_memory_is_the_last(monkeypatch, left):
     else:
         monkeypatch.setattr(warm_process, "_KEPT_BYTES", 1 << 20)
     assert answers(monkeypatch, writes(lambda: 1), [{"code": 0}] * 2) == (b"", ["1"], 0)
+
+
+def test_a_job_ends_with_its_server(monkeypatch):
+    """Nobody else could tell the client what becomes of it. The pipe ends when the job does, which would sleep on."""
+    monkeypatch.setattr(warm_process, "_job", lambda request, streams: time.sleep(60))
+    reader, writer = os.pipe()
+    server = os.fork()
+    if server == 0:
+        if os.fork() == 0:
+            warm_process.work(socket.socketpair()[0], {}, [])
+        os.close(writer)
+        signal.pause()
+    os.close(writer)
+    time.sleep(0.5)
+    assert select.select([reader], [], [], 0)[0] == []
+    os.kill(server, signal.SIGKILL)
+    os.waitpid(server, 0)
+    assert select.select([reader], [], [], 20)[0] == [reader]
+    os.close(reader)
 
 
 def test_what_a_job_did_at_a_signal_is_forgotten(monkeypatch):
