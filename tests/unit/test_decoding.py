@@ -32,7 +32,7 @@ from transformers import (
 )
 
 import tiny
-from prefopt.engine import drawing
+from prefopt.engine import decoding, drawing
 from prefopt.engine.decoding import decode, decodes, plain
 from prefopt.engine.drawing import Drawer, nucleus
 from prefopt.engine.kv_cache import Cache
@@ -297,6 +297,7 @@ def test_every_prompt_is_read_once_and_rows_leave_when_they_have_ended():
 def test_room_for_tokens_is_made_as_they_come_and_what_stands_in_it_is_never_read(monkeypatch):
     """Room for 16 tokens at a time, of the rows that are left; prompts of 2 to 41 tokens have padding before them."""
     model, made, more = llama(), [], Cache._more
+    monkeypatch.setattr(decoding, "_GROUP_TOKENS", 1)  # shorter prompts are read apart, behind slots that none fills
     mine = run(model, max_new_tokens=60, batch_size=len(PROMPTS))
 
     def with_garbage(cache, like, filled):
